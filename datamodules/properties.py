@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from datamodules.errors import InputError
 
@@ -63,6 +67,31 @@ KNOWN: dict[str, Property] = {
     "phonon_dos": Property("phonon_dos", "", "51x0e", "crystal", "spectrum"),
     "is_metal": Property("is_metal", "", kind="class"),
 }
+
+Labels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A property that follows from another one.
+
+    Attributes:
+        property: What it is.
+        source: Name of the property it follows from.
+        of: [M] values of the source, NaN where missing, to [M] values of this one, NaN alike.
+    """
+
+    property: Property
+    source: str
+    of: Callable[[Labels], Labels]
+
+
+def _no_gap(band_gap: Labels) -> Labels:
+    return np.where(np.isnan(band_gap), np.nan, (band_gap <= 0.0).astype(np.float64))
+
+
+# Taken from its source where a store does not have it itself.
+DERIVED: dict[str, Derived] = {"is_metal": Derived(KNOWN["is_metal"], "band_gap", _no_gap)}
 
 _HEADER = re.compile(r"^\s*(?P<name>.*?)\s*\((?P<unit>[^()]*(?:\([^()]*\)[^()]*)*)\)\s*$")
 

@@ -1,0 +1,45 @@
+# Everything from a fresh clone: `make quickstart` and `make test` set up .venv/ by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that an install cut short is done again.
+INSTALLED := $(VENV)/.installed
+PACKAGES := datamodules heads foundation
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint benchmark clean
+.DELETE_ON_ERROR:
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## make .venv/ with everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+		echo "Python 3.11, 3.12 or 3.13 is needed, but $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo missing); name another: make PYTHON=python3.12" >&2; exit 2; }
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV)/ (several minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)  ## the main job on crystals made here; plots and tables in runs/quickstart/
+	$(BIN)/foundation quickstart --out runs/quickstart
+
+# One thread per worker: two workers with two threads each slow one another down.
+test: $(INSTALLED)  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+
+lint: $(INSTALLED)  ## what pre-commit runs: ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(PACKAGES)
+
+benchmark: $(INSTALLED)  ## training, predicting and graph building rates; OUT=FILE keeps them
+	$(BIN)/foundation benchmark $(if $(OUT),--out $(OUT))
+
+clean:  ## remove caches and build outputs; .venv/ and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

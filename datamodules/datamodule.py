@@ -1,0 +1,210 @@
+"""From a store to batches: labels, split, exclusion, graphs and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batching import CrystalBatch, GraphArrays, cached_graphs
+from datamodules.errors import InputError
+from datamodules.exclusion import excluded_rows
+from datamodules.graph import NeighborRecipe
+from datamodules.properties import DERIVED, Property
+from datamodules.sampling import BatchedRows, temperature_weights
+from datamodules.splits import Split, split_by_formula, split_from_lists
+from datamodules.store import CrystalStore
+
+Rows = npt.NDArray[np.int64]
+
+
+class _Batches(Dataset[CrystalBatch]):
+    """Indexed by the rows of a whole batch, not by one crystal: gathering is vectorised."""
+
+    def __init__(self, graphs: GraphArrays, labels: Tensor) -> None:
+        self.graphs = graphs
+        self.labels = labels
+
+    def __getitem__(self, rows: Rows) -> CrystalBatch:
+        return self.graphs.gather(rows, self.labels[torch.from_numpy(rows)])
+
+
+class CrystalDataModule(lightning.LightningDataModule):
+    """Crystals of a store with the labels of some of its properties.
+
+    Args:
+        store: Folder of the store, made by ``foundation data import``.
+        properties: Names, or one string of names separated by commas; None takes those of the heads.
+        splits: JSON file of id lists; without it crystals are split at random, grouped by formula.
+        trial: Which trial of the lists.
+        train_size: Crystals to fit and validate on together; None takes all there are.
+        exclude: Stores, structure files, files of id lists or folders of these, whose crystals do not train.
+        exclude_by: Whether the same "formula" or the same "structure" excludes.
+        batch_size: Crystals per process and step.
+        temperature: Draw crystals so that property p is visited in proportion to n_p^(1/temperature); None
+            visits every crystal once an epoch.
+        seed: Seed of the split and of the order of batches.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        properties: list[str] | str | None = None,
+        splits: str | None = None,
+        trial: str = "trial1",
+        train_size: int | None = None,
+        exclude: list[str] | str | None = None,
+        exclude_by: Literal["formula", "structure"] = "formula",
+        batch_size: int = 32,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.seed = seed
+        self.order_seed = seed  # members of an ensemble share the split, not the order of batches
+        self.store = CrystalStore.open(Path(store))
+        self.names: list[str] = []
+        self.recipe = NeighborRecipe()
+        self._split: Split | None = None
+        self._graphs: GraphArrays | None = None
+        self._labels: Tensor | None = None
+
+    def choose(self, names: Sequence[str], recipe: NeighborRecipe) -> None:
+        """Say which properties label the crystals and by which recipe their graphs are made.
+
+        Raises:
+            InputError: If the store lacks one of the properties, or it cannot be split as asked.
+        """
+        for name in names:
+            self.property_of(name)
+        self.names, self.recipe = list(names), recipe
+        self._labels = torch.from_numpy(self._read_labels()).to(torch.get_default_dtype())
+        self._split = self._make_split()
+        self._graphs = None
+
+    def property_of(self, name: str) -> Property:
+        """The property of this name in the store.
+
+        Raises:
+            InputError: If the store does not have it.
+        """
+        if name in self.store.properties:
+            return self.store.properties[name]
+        if name in DERIVED and DERIVED[name].source in self.store.properties:
+            return DERIVED[name].property
+        have = ", ".join(self.store.properties)
+        raise InputError(f"store {self.store.path} has no property {name!r}; it has {have}")
+
+    @property
+    def split(self) -> Split:
+        """Rows to train, validate and test on."""
+        assert self._split is not None, "choose() comes first"
+        return self._split
+
+    @property
+    def labels(self) -> Tensor:
+        """[M, P] labels of all rows in physical units, NaN where missing."""
+        assert self._labels is not None, "choose() comes first"
+        return self._labels
+
+    @property
+    def graphs(self) -> GraphArrays:
+        """Graphs of the whole store, from its cache."""
+        if self._graphs is None:
+            store = self.store
+            self._graphs = cached_graphs(
+                folder=store.path / "graphs",
+                content_hash=store.content_hash,
+                recipe=self.recipe,
+                crystals=[store.crystal(row) for row in range(len(store))].__iter__,
+                static={
+                    "atom_ptr": store.ptr,
+                    "numbers": store.numbers,
+                    "frac_coords": store.frac_coords,
+                    "lattices": store.lattices,
+                },
+            )
+        return self._graphs
+
+    def training_labels(self, name: str) -> tuple[Rows, Tensor]:
+        """Rows of the training part that carry a label, and these labels [K] in float64."""
+        column = self.labels[:, self.names.index(name)]
+        rows = self.split.train[~torch.isnan(column[torch.from_numpy(self.split.train)]).numpy()]
+        return rows, column[torch.from_numpy(rows)].double()
+
+    def train_dataloader(self) -> DataLoader[CrystalBatch]:
+        """Shuffled batches of the training part."""
+        weights = None
+        if self.temperature is not None:
+            weights = temperature_weights(self._labelled()[self.split.train], self.temperature)
+        return self._loader(self.split.train, shuffle=True, weights=weights)
+
+    def val_dataloader(self) -> DataLoader[CrystalBatch]:
+        """Batches of the validation part."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[CrystalBatch]:
+        """Batches of the test part."""
+        return self.loader("test")
+
+    def loader(self, part: str) -> DataLoader[CrystalBatch]:
+        """Batches of "train", "val", "test" or "all", in order."""
+        return self._loader(self.split.rows(part), shuffle=False)
+
+    def _loader(
+        self, rows: Rows, shuffle: bool, weights: npt.NDArray[np.float64] | None = None
+    ) -> DataLoader[CrystalBatch]:
+        sampler = BatchedRows(rows, self.batch_size, shuffle=shuffle, seed=self.order_seed, weights=weights)
+        return DataLoader(_Batches(self.graphs, self.labels), sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+
+    def _labelled(self) -> npt.NDArray[np.bool_]:
+        return ~torch.isnan(self.labels).numpy()
+
+    def _read_labels(self) -> npt.NDArray[np.float64]:
+        columns = []
+        for name in self.names:
+            if name in self.store.properties:
+                columns.append(self.store.labels([name])[:, 0])
+            else:
+                columns.append(DERIVED[name].of(self.store.labels([DERIVED[name].source])[:, 0]))
+        return np.stack(columns, axis=1)
+
+    def _make_split(self) -> Split:
+        config = self.config
+        labelled = self._labelled().any(axis=1)
+        if config["splits"] is not None:
+            split = split_from_lists(
+                Path(config["splits"]), config["trial"], config["train_size"], self.store.source_ids, labelled
+            )
+        else:
+            split = split_by_formula(self.store.formulas, np.flatnonzero(labelled), self.seed, config["train_size"])
+        split = self._without_excluded(split)
+        if not len(split.train):
+            raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")
+        return split
+
+    def _without_excluded(self, split: Split) -> Split:
+        places = self.config["exclude"]
+        if not places:
+            return split
+        places = [places] if isinstance(places, str) else places
+        by = self.config["exclude_by"]
+        out_train = excluded_rows(self.store, split.train, places, by)
+        out_val = excluded_rows(self.store, split.val, places, by)
+        note = (
+            f"left out {out_train.sum()} of {len(split.train)} training and {out_val.sum()} of {len(split.val)} "
+            f"validation crystals whose {by} stands in {', '.join(places)}"
+        )
+        return Split(split.train[~out_train], split.val[~out_val], split.test, split.how, [*split.notes, note])

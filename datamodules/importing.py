@@ -1,0 +1,202 @@
+"""Import: records of several sources become one store, the same crystal one row with several labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from datamodules.errors import InputError
+from datamodules.labels import LabelSchema
+from datamodules.matching import group_same
+from datamodules.merging import Merged, crystal_of, merge
+from datamodules.properties import Property, parse_property
+from datamodules.readers import Label, Record, read_source, source_name
+from datamodules.store_writer import RESERVED, check_target, write_store
+from datamodules.validity import problem_of
+
+
+@dataclass
+class ImportResult:
+    """What an import did.
+
+    Attributes:
+        manifest: The store's manifest; None if no record succeeded and nothing was written.
+        rejected: Rows (source, index, id, reason, detail) of refused records and labels.
+        warning: One line for the user about missing units, or None.
+    """
+
+    manifest: dict[str, Any] | None
+    rejected: list[tuple[Any, ...]]
+    warning: str | None
+
+
+@dataclass
+class _Intake:
+    """The records as they come in: what is kept, what is refused, and the counts."""
+
+    schema: LabelSchema
+    kept: list[Record] = field(default_factory=list)
+    rejected: list[tuple[Any, ...]] = field(default_factory=list)
+    read: int = 0
+    dropped_labels: int = 0
+
+    def take(self, record: Record, maps: dict[str, str]) -> None:
+        """Keep a record with its good labels, or list why it is refused."""
+        self.read += 1
+        labels = _renamed(record, maps)
+        units = {maps.get(name, name): unit for name, unit in record.units.items()}
+        for name in labels:
+            self.schema.note_unit(record.source, name, units.get(name))
+        problem = record.problem if record.crystal is None else problem_of(record.crystal)
+        if problem is not None or record.crystal is None:
+            self.refuse(record, problem or "unreadable", record.detail)
+            return
+        good: dict[str, Label] = {}
+        bad: list[tuple[str, str]] = []
+        for name, label in labels.items():
+            if label is None or not _has_numbers(label):
+                continue
+            reason = self.schema.refuse(name, label, len(record.crystal))
+            if reason is None:
+                good[name] = label
+            else:
+                bad.append((reason, name if isinstance(label, list) else f"{name}={label}"))
+        if bad and not good:
+            self.refuse(record, bad[0][0], "; ".join(detail for _, detail in bad) + "; no label is left")
+            return
+        for reason, detail in bad:
+            self.drop_label(record, reason, detail)
+        self.kept.append(Record(record.source, record.index, record.id, record.crystal, good))
+
+    def refuse(self, record: Record, reason: str, detail: str) -> None:
+        """List a whole record as rejected."""
+        self.rejected.append((record.source, record.index, record.id, reason, detail))
+
+    def drop_label(self, record: Record, reason: str, detail: str) -> None:
+        """List one label as rejected; the record stays."""
+        self.dropped_labels += 1
+        self.rejected.append((record.source, record.index, record.id, reason, f"label {detail}; the crystal is kept"))
+
+
+def import_store(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    properties: Sequence[str] = (),
+    structure_column: str | None = None,
+    maps: Sequence[str] = (),
+    overwrite: bool = False,
+    workers: int = 2,
+) -> ImportResult:
+    """Read sources and write one store.
+
+    Args:
+        sources: Files and folders, in the order in which their labels take precedence.
+        out: The store to write.
+        properties: Declarations ``name:unit[:log]``.
+        structure_column: Where tables keep their structures; found by itself if None.
+        maps: Renamings ``old=new`` of labels.
+        overwrite: Replace a store that stands at ``out``.
+        workers: Processes for the space groups.
+
+    Raises:
+        InputError: If a path, declaration, renaming or unit is wrong; nothing is written then.
+    """
+    check_target(Path(out), overwrite)
+    renames = _parse_maps(maps)
+    declared = [parse_property(text) for text in properties]
+    paths = _check_sources(sources)
+    intake = _Intake(LabelSchema(declared))
+    old_names: set[str] = set()
+    for name, path in paths.items():
+        before = intake.read
+        for record in tqdm(read_source(path, structure_column), desc=f"reading {name}", unit=" records", disable=None):
+            old_names |= record.labels.keys()
+            intake.take(record, renames)
+        if intake.read == before:
+            raise InputError(f"{path}: no records in it")
+    _check_names(renames, old_names, declared, intake.schema.seen)
+    if not intake.kept:
+        return ImportResult(None, intake.rejected, intake.schema.warning())
+    groups = group_same([crystal_of(record) for record in intake.kept], workers=workers)
+    merged = merge(intake.kept, groups, intake.schema.framed())
+    for record, detail in merged.other_frames:
+        intake.drop_label(record, "other_frame", detail)
+    manifest = write_store(
+        out,
+        merged.crystals,
+        merged.labels,
+        [prop for prop in intake.schema.properties() if prop.name in merged.labels],
+        source_ids=merged.source_ids,
+        extra={"counts": _counts(intake, merged), "sources": [_describe(name, path) for name, path in paths.items()]},
+        tables={"rejected.csv": intake.rejected, "conflicts.csv": merged.conflicts},
+        overwrite=overwrite,
+    )
+    return ImportResult(manifest, intake.rejected, intake.schema.warning())
+
+
+def _check_sources(sources: Sequence[str | Path]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path in map(Path, sources):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        name = source_name(path)
+        if name in paths:
+            raise InputError(f"{path}: a source called {name!r} is given twice ({paths[name]}); rename one of them")
+        paths[name] = path
+    return paths
+
+
+def _check_names(renames: dict[str, str], old: set[str], declared: Sequence[Property], seen: set[str]) -> None:
+    for name in renames.keys() - old:
+        raise InputError(f"--map: no source has a label {name!r}; they have {', '.join(sorted(old)) or 'none'}")
+    for name in [prop.name for prop in declared if prop.name not in seen]:
+        raise InputError(f"--property: no source has a label {name!r}; they have {', '.join(sorted(seen)) or 'none'}")
+
+
+def _parse_maps(maps: Sequence[str]) -> dict[str, str]:
+    renames: dict[str, str] = {}
+    for text in maps:
+        old, _, new = text.partition("=")
+        if not old or not new:
+            raise InputError(f"--map {text!r}: write old=new, such as value=G_VRH")
+        renames[old] = new
+    return renames
+
+
+def _renamed(record: Record, maps: dict[str, str]) -> dict[str, Label]:
+    labels = {maps.get(name, name): label for name, label in record.labels.items()}
+    if len(labels) < len(record.labels):
+        raise InputError(f"--map: two labels of record {record.id} in source {record.source} get the same name")
+    for name in labels.keys() & set(RESERVED):
+        raise InputError(f"source {record.source}: the name {name!r} is taken; rename it with --map {name}=new")
+    return labels
+
+
+def _has_numbers(label: Label) -> bool:
+    return any(_has_numbers(item) for item in label) if isinstance(label, list) else label is not None
+
+
+def _counts(intake: _Intake, merged: Merged) -> dict[str, int]:
+    return {
+        "records": intake.read,
+        "merged": len(intake.kept) - len(merged.crystals),
+        "rejected": intake.read - len(intake.kept),
+        "dropped_labels": intake.dropped_labels,
+        "duplicates": merged.duplicates,
+        "conflicts": len(merged.conflicts),
+    }
+
+
+def _describe(name: str, path: Path) -> dict[str, Any]:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest, size = hashlib.sha256(), 0
+    for file in files:
+        content = file.read_bytes()
+        digest.update(content)
+        size += len(content)
+    return {"name": name, "file": path.name, "files": len(files), "bytes": size, "sha256": digest.hexdigest()}

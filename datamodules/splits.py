@@ -1,0 +1,195 @@
+"""Which crystals train, validate and test: from given lists or grouped by formula."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.errors import InputError
+
+Rows = npt.NDArray[np.int64]
+
+# Share of a list, or of the crystals that are not for testing, that validates.
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a store.
+
+    Attributes:
+        train: Rows to fit on.
+        val: Rows to validate on.
+        test: Rows to report on.
+        how: How the split was made, in one line.
+        notes: What had to be left out, one line each.
+    """
+
+    train: Rows
+    val: Rows
+    test: Rows
+    how: str
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self, name: str) -> Rows:
+        """Rows of "train", "val", "test" or "all"."""
+        if name == "all":
+            return np.sort(np.concatenate([self.train, self.val, self.test]))
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+def split_from_lists(
+    file: Path, trial: str, train_size: int | None, source_ids: Sequence[Sequence[str]], labelled: npt.NDArray[np.bool_]
+) -> Split:
+    """The split that a file of id lists gives: ``{"test": [...], "trial1": {"100": [...]}}``.
+
+    The list keeps its order; its last tenth validates, so the size includes the validation crystals. Where the
+    test list is empty, ``test_proxy`` stands in. A crystal that the test list and the training list share
+    tests and does not train.
+
+    Args:
+        file: JSON file; its stem names the source whose ids it lists, where the store has such a source.
+        trial: Which trial.
+        train_size: Which of the trial's sizes; None takes its largest.
+        source_ids: ``source:id`` of every record behind each row of the store.
+        labelled: [M] rows that carry the label wanted.
+
+    Raises:
+        InputError: For a missing file, trial, size or id.
+    """
+    lists = read_lists(file)
+    if not isinstance(lists.get(trial), dict):
+        trials = ", ".join(sorted(key for key, value in lists.items() if isinstance(value, dict)))
+        raise InputError(f"{file}: no trial {trial!r}; it has {trials}")
+    sizes = {int(size): ids for size, ids in lists[trial].items() if str(size).isdigit()}
+    size = max(sizes) if train_size is None else train_size
+    if size not in sizes:
+        raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {', '.join(map(str, sorted(sizes)))}")
+    row_of = _rows_by_id(source_ids, file.stem)
+    test = np.unique(_look_up(test_ids(lists), row_of, file, "test"))
+    listed = _look_up(sizes[size], row_of, file, trial)
+    num_fit = len(listed) - max(1, round(len(listed) * VALIDATION_SHARE)) if len(listed) > 1 else len(listed)
+    seen: set[int] = set(test.tolist())
+    parts: tuple[list[int], list[int]] = ([], [])
+    for position, row in enumerate(listed.tolist()):
+        if row not in seen and labelled[row]:
+            parts[int(position >= num_fit)].append(row)
+            seen.add(row)
+    dropped = len(listed) - len(parts[0]) - len(parts[1])
+    notes = [
+        f"{dropped} of {len(listed)} listed crystals left out: twins in the list or in the test list, or unlabelled"
+    ]
+    return Split(
+        train=np.array(parts[0], dtype=np.int64),
+        val=np.array(parts[1], dtype=np.int64),
+        test=test[labelled[test]],
+        how=f"lists of {file.name}: {trial}, size {size}, the last tenth validates",
+        notes=notes if dropped else [],
+    )
+
+
+def split_by_formula(
+    formulas: Sequence[str], candidates: Rows, seed: int, train_size: int | None, test_share: float = TEST_SHARE
+) -> Split:
+    """A seeded random split in which no reduced formula stands in two parts.
+
+    Args:
+        formulas: Reduced formula of every row of the store.
+        candidates: Rows to split.
+        seed: Seed of the shuffle.
+        train_size: Crystals to fit and validate on together; None takes all that do not test.
+        test_share: Share of the candidates that tests.
+
+    Raises:
+        InputError: If there are fewer candidates than asked for.
+    """
+    groups = _shuffled_groups(formulas, candidates, seed)
+    test, rest = _take(groups, round(len(candidates) * test_share))
+    available = sum(map(len, rest))
+    if train_size is not None and train_size > available:
+        raise InputError(
+            f"--train-size {train_size}: only {available} crystals with the label are left beside the test set"
+        )
+    val, rest = _take(rest, max(1, round((train_size or available) * VALIDATION_SHARE)) if available > 1 else 0)
+    train = np.array([row for group in rest for row in group], dtype=np.int64)
+    if train_size is not None:
+        train = train[: max(1, train_size - len(val))]
+    return Split(
+        train=np.sort(train),
+        val=np.sort(np.array([row for group in val for row in group], dtype=np.int64)),
+        test=np.sort(np.array([row for group in test for row in group], dtype=np.int64)),
+        how=f"random by reduced formula, seed {seed}, {VALIDATION_SHARE:.0%} validates, {test_share:.0%} tests",
+    )
+
+
+def read_lists(file: Path) -> dict[str, Any]:
+    """Read a file of id lists.
+
+    Raises:
+        InputError: If it does not exist or is not such a file.
+    """
+    if not file.is_file():
+        raise InputError(f"--data.splits {file}: no such file")
+    try:
+        lists = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"--data.splits {file}: not JSON ({error})") from error
+    if not isinstance(lists, dict) or not test_ids(lists):
+        raise InputError(f"--data.splits {file}: expected an object with a list 'test' or 'test_proxy'")
+    return lists
+
+
+def test_ids(lists: dict[str, Any]) -> list[Any]:
+    """The ids that test: ``test``, or ``test_proxy`` where that is empty."""
+    return list(lists.get("test") or lists.get("test_proxy") or [])
+
+
+test_ids.__test__ = False  # type: ignore[attr-defined]  # not for pytest to collect
+
+
+def _rows_by_id(source_ids: Sequence[Sequence[str]], stem: str) -> dict[str, int]:
+    own: dict[str, int] = {}
+    every: dict[str, int] = {}
+    for row, names in enumerate(source_ids):
+        for name in names:
+            source, _, identifier = name.partition(":")
+            every.setdefault(identifier, row)
+            if source == stem:
+                own.setdefault(identifier, row)
+    return own or every
+
+
+def _look_up(ids: Sequence[Any], row_of: dict[str, int], file: Path, name: str) -> Rows:
+    missing = [str(identifier) for identifier in ids if str(identifier) not in row_of]
+    if missing:
+        raise InputError(
+            f"{file}: {len(missing)} of {len(ids)} ids of {name} are not in the store, the first is {missing[0]!r}; "
+            "import the source that these lists belong to"
+        )
+    return np.array([row_of[str(identifier)] for identifier in ids], dtype=np.int64)
+
+
+def _shuffled_groups(formulas: Sequence[str], candidates: Rows, seed: int) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row in candidates.tolist():
+        groups.setdefault(formulas[row], []).append(row)
+    # Ordered by formula first, so that the split does not depend on the order of the store.
+    ordered = [groups[formula] for formula in sorted(groups)]
+    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
+
+
+def _take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Whole groups from the front until there are at least ``count`` rows, and the rest."""
+    total = 0
+    for index, group in enumerate(groups):
+        if total >= count:
+            return groups[:index], groups[index:]
+        total += len(group)
+    return groups, []

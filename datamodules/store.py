@@ -1,0 +1,157 @@
+"""The store: crystals and their labels as memory-mapped Arrow shards with a manifest.
+
+A folder of ``crystals-00000.arrow`` ... (Arrow IPC, the same as Feather v2: pandas.read_feather,
+polars and duckdb open it), ``manifest.json``, ``rejected.csv`` and ``conflicts.csv``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.crystals import Crystal
+from datamodules.errors import InputError
+from datamodules.properties import Property
+from datamodules.store_writer import MANIFEST, SCHEMA_VERSION, write_store
+
+__all__ = ["SCHEMA_VERSION", "CrystalStore", "is_store", "write_store"]
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, of whatever schema version."""
+    return (path / MANIFEST).is_file()
+
+
+class CrystalStore:
+    """An opened store of M crystals with A atoms in all; arrays are views of the mapped files.
+
+    Attributes:
+        path: The folder.
+        manifest: What ``manifest.json`` says: counts, sources, statistics, versions.
+        table: The Arrow table, one row per crystal.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], table: pa.Table) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.table = table
+        self.properties = {item["name"]: Property(**item) for item in manifest["properties"]}
+
+    @classmethod
+    def open(cls, path: str | Path) -> CrystalStore:
+        """Open a store.
+
+        Raises:
+            InputError: If there is none at this path, it is torn, or of another schema version.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path}: no such store; make one with `foundation data import`")
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            found = manifest["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a store (no readable {MANIFEST} with a schema_version in it)") from error
+        if found != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: store of schema version {found}, this program reads version {SCHEMA_VERSION}; "
+                "import the sources again"
+            )
+        try:
+            shards = [pa.ipc.open_file(pa.memory_map(str(path / name))).read_all() for name in manifest["shards"]]
+            store = cls(path, manifest, pa.concat_tables(shards))
+        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            raise InputError(f"{path}: the store is torn ({error}); import the sources again") from error
+        if len(store) != manifest["counts"]["crystals"]:
+            raise InputError(f"{path}: the store is torn (crystals are missing); import the sources again")
+        return store
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the shards and the properties' units: the same for the same content."""
+        return str(self.manifest["content_hash"])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """[M] ids; those of the record whose structure is stored. Unique only within one source."""
+        return list(self.table["id"].to_pylist())
+
+    @cached_property
+    def source_ids(self) -> list[list[str]]:
+        """[M] lists of ``source:id``, one for every record merged into the crystal."""
+        return list(self.table["source_ids"].to_pylist())
+
+    @cached_property
+    def formulas(self) -> list[str]:
+        """[M] reduced formulas."""
+        return list(self.table["formula"].to_pylist())
+
+    @cached_property
+    def ptr(self) -> npt.NDArray[np.int64]:
+        """[M + 1] where each crystal's atoms begin in `numbers` and `frac_coords`."""
+        sizes = pc.list_value_length(self._array("numbers")).to_numpy(zero_copy_only=False)
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+    @cached_property
+    def numbers(self) -> npt.NDArray[np.uint8]:
+        """[A] atomic numbers."""
+        return np.asarray(self._array("numbers").flatten().to_numpy())
+
+    @cached_property
+    def frac_coords(self) -> FloatArray:
+        """[A, 3] fractional coordinates."""
+        return np.asarray(self._array("frac_coords").flatten().to_numpy()).reshape(-1, 3)
+
+    @cached_property
+    def lattices(self) -> FloatArray:
+        """[M, 3, 3] lattice vectors in rows, Angstrom."""
+        return np.asarray(self._array("lattice").flatten().to_numpy()).reshape(-1, 3, 3)
+
+    def labels(self, names: Sequence[str]) -> FloatArray:
+        """[M, P] values of P scalar properties in their stored units; NaN where there is none.
+
+        Raises:
+            InputError: If a property is not in the store, or is not one number per crystal.
+        """
+        columns = [self._array(self._known(name)) for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if not pa.types.is_floating(column.type):
+                raise InputError(f"{self.path}: property {name} is not one number per crystal")
+        filled = [pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False) for column in columns]
+        return np.stack(filled, axis=1) if filled else np.empty((len(self), 0))
+
+    def nested(self, name: str) -> list[Any]:
+        """[M] values of a tensor, spectrum or per-atom property as nested lists; None where there is none.
+
+        Raises:
+            InputError: If the property is not in the store.
+        """
+        return list(self._array(self._known(name)).to_pylist())
+
+    def crystal(self, index: int) -> Crystal:
+        """The structure of one row."""
+        start, stop = self.ptr[index], self.ptr[index + 1]
+        numbers = self.numbers[start:stop].astype(np.int64)
+        return Crystal(self.lattices[index], self.frac_coords[start:stop], numbers, self.ids[index])
+
+    def _known(self, name: str) -> str:
+        if name not in self.properties:
+            raise InputError(f"{self.path}: no property {name!r}; it has {', '.join(self.properties) or 'none'}")
+        return name
+
+    def _array(self, name: str) -> pa.Array:
+        chunks = self.table[name].chunks
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)

@@ -1,0 +1,214 @@
+"""Models on disk: what a checkpoint carries, loading without running code from it, and transfer.
+
+Two forms are read: Lightning's ``.ckpt`` as training writes it, and a folder of ``model.safetensors`` and
+``card.json``, in which a finished encoder is shared. Both carry a card: format, architecture, optimization,
+what the model was trained on, and versions.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from datamodules.datamodule import CrystalDataModule
+from datamodules.errors import InputError
+from foundation.training.module import MultiTaskModule
+from foundation.training.optimization import Optimization
+from foundation.training.spec import ModelSpec
+
+FORMAT = "crystal-foundation"
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model read from disk.
+
+    Attributes:
+        path: Where it was read.
+        card: What it says of itself.
+        weights: State of the ``MultiTaskModule``.
+    """
+
+    path: Path
+    card: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Its architecture."""
+        return ModelSpec.from_dict(self.card["spec"])
+
+    def build(self) -> MultiTaskModule:
+        """The model with its weights, ready to predict.
+
+        Raises:
+            InputError: If weights and architecture do not fit each other.
+        """
+        module = build_module(self.spec, Optimization(**self.card["optimization"]), rates=self.card["rates"])
+        module.card = self.card
+        own = {name: tensor for name, tensor in self.weights.items() if not name.startswith("weighting.")}
+        missing, unexpected = module.load_state_dict(own, strict=False)
+        missing = [name for name in missing if not name.startswith("weighting.")]
+        if missing or unexpected:
+            raise InputError(f"{self.path}: weights do not fit its own description: {(missing + unexpected)[0]}")
+        return module.eval()
+
+
+def build_module(
+    spec: ModelSpec, optimization: Optimization, rates: Mapping[str, float] | None = None, **more: Any
+) -> MultiTaskModule:
+    """Make the encoder and the heads of a spec, with fresh weights, inside one module."""
+    encoder = spec.build_encoder()
+    heads = {name: head.build(str(encoder.irreps_out)) for name, head in spec.heads.items()}
+    return MultiTaskModule(encoder, heads, optimization, rates=rates, **more)
+
+
+def make_card(
+    spec: ModelSpec,
+    module: MultiTaskModule,
+    data: CrystalDataModule,
+    pretrained: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain values.
+
+    Args:
+        spec: Architecture.
+        module: The module, for its optimization and rates.
+        data: What it is trained on.
+        pretrained: Path and card of the checkpoint it started from.
+    """
+    manifest = data.store.manifest
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "spec": spec.as_dict(),
+        "optimization": asdict(module.optimization),
+        "rates": dict(module.rates),
+        "data": {
+            "config": data.config,
+            "store": {key: manifest.get(key) for key in ("name", "content_hash", "counts", "sources")},
+            "split": {
+                "how": data.split.how,
+                "notes": data.split.notes,
+                **{part: len(data.split.rows(part)) for part in ("train", "val", "test")},
+            },
+            "labels": {name: len(data.training_labels(name)[0]) for name in data.names},
+            "elements": sorted(set(data.graphs.gather(data.split.train).z.tolist())),
+        },
+        "pretrained": dict(pretrained) if pretrained else None,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "lightning", "e3nn", "torch-geometric", "pymatgen")},
+        },
+    }
+
+
+def find_members(path: str) -> list[Path]:
+    """The checkpoints that a name stands for: several for an ensemble.
+
+    Args:
+        path: A ``.ckpt`` file, a folder with ``card.json``, the folder of a run, or the name of an encoder
+            that ships with the program.
+
+    Raises:
+        InputError: If there is no such thing.
+    """
+    place = Path(path)
+    if not place.exists() and (SHIPPED / path / "card.json").is_file():
+        place = SHIPPED / path
+    if place.is_file() or (place / "card.json").is_file():
+        return [place]
+    for pattern in ("checkpoints/last.ckpt", "seed*/checkpoints/last.ckpt"):
+        members = sorted(place.glob(pattern))
+        if members:
+            return members
+    shipped = ", ".join(sorted(folder.parent.name for folder in SHIPPED.glob("*/card.json"))) or "none"
+    raise InputError(f"{path}: no checkpoint there, no run folder with one, nor an encoder that ships ({shipped})")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without running any code from it.
+
+    Raises:
+        InputError: If it is torn, or made by another program or a later format version.
+    """
+    card, weights = _read_folder(path) if path.is_dir() else _read_file(path)
+    if card.get("format") != FORMAT:
+        raise InputError(f"{path}: a checkpoint of another project (it carries no card of ours)")
+    if card.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: checkpoint format {card.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            "use the program's version that made it"
+        )
+    return Checkpoint(path, card, weights)
+
+
+def save_folder(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a model as ``model.safetensors`` and ``card.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}, folder / "model.safetensors"
+    )
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Copy the checkpoint's encoder into this one; heads are not touched.
+
+    Returns:
+        What was kept, new and dropped, one line each.
+
+    Raises:
+        InputError: If the two encoders do not fit.
+    """
+    given = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in checkpoint.weights.items()
+        if name.startswith("encoder.")
+    }
+    own = encoder.state_dict()
+    wrong = [name for name in own if name not in given or own[name].shape != given[name].shape] or sorted(
+        set(given) - set(own)
+    )
+    if wrong:
+        raise InputError(f"{checkpoint.path}: its encoder does not fit the configured one at {wrong[0]}")
+    encoder.load_state_dict(given)
+    heads = sorted(checkpoint.spec.heads)
+    count = sum(tensor.numel() for tensor in given.values())
+    return [
+        f"kept: the whole encoder, {len(given)} tensors, {count:,} values, from {checkpoint.path}",
+        f"dropped: its heads {', '.join(heads)}",
+    ]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: refused, it is torn or holds more than tensors and plain values") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a checkpoint, or torn: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{path}: a checkpoint of another project (it has no state_dict)")
+    return content.get("foundation", {}), content["state_dict"]
+
+
+def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        card = json.loads((path / "card.json").read_text())
+        return card, load_file(path / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: torn: {str(error).splitlines()[0]}") from error

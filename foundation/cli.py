@@ -1,0 +1,76 @@
+"""The console command. Answers fast: nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from datamodules.errors import InputError
+
+COMMANDS = {
+    "data": "import sources into a store, show what a store holds",
+    "pretrain": "train an encoder jointly on many properties",
+    "adapt": "adapt a pretrained encoder to a property with few labels",
+    "evaluate": "metrics of a checkpoint on a part of a store",
+    "predict": "predict files, folders or a store",
+    "inspect": "show what a checkpoint is made of and what it has seen",
+    "quickstart": "the whole path on crystals made here, in a few minutes",
+    "benchmark": "rates of training, predicting and building graphs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 for success, 1 where nothing could be done, 2 for a mistake in what was given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("crystal-foundation"))
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise InputError(f"no command {words[0]!r}; commands are {', '.join(COMMANDS)}")
+        code: int = importlib.import_module(f"foundation.commands.{words[0]}").main(words[1:])
+        return code
+    except InputError as error:
+        if debug:
+            raise
+        print(f"foundation: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("foundation: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "NonFiniteLoss":
+            raise
+        print(f"foundation: stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: foundation COMMAND [--help] ...\n\n"
+        "Pretrain an E(3)-equivariant encoder of crystals on many properties, adapt it to a new one, predict.\n\n"
+        f"commands:\n{lines}\n\n"
+        "  --version   print the version\n"
+        "  --debug     show the trace of an error"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`foundation evaluate`: how good a checkpoint is on a part of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from foundation.commands.parsing import OneLineParser
+
+
+def parser() -> OneLineParser:
+    """The options of the command."""
+    made = OneLineParser(prog="foundation evaluate", description="Metrics of a checkpoint on a part of a store.")
+    made.add_argument("checkpoint", help="a .ckpt file, a run's folder (all seeds of it), or a shipped encoder")
+    made.add_argument("--data.store", dest="store", required=True, help="store with the labels")
+    made.add_argument("--split", default="test", choices=("train", "val", "test", "all"), help="which part")
+    made.add_argument("--data.splits", dest="splits", help="id lists; by default as in training")
+    made.add_argument("--data.trial", dest="trial", help="which trial of the lists")
+    made.add_argument("--train-size", dest="train_size", type=int, help="which size of the trial")
+    made.add_argument("--batch-size", dest="batch_size", type=int, default=64)
+    made.add_argument("--out", help="folder for metrics.json and plots; by default beside the checkpoint")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command."""
+    args = parser().parse_args(words)
+    from datamodules.datamodule import CrystalDataModule
+    from datamodules.errors import InputError
+    from foundation import plots
+    from foundation.checkpoint import find_members, load_checkpoint
+    from foundation.commands.configuration import say
+    from foundation.commands.report import print_metrics
+    from foundation.inference import Ensemble, evaluate
+    from foundation.training.run import write_json
+
+    checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
+    trained = checkpoints[0].card["data"]
+    given = {"store": args.store, "splits": args.splits, "trial": args.trial, "train_size": args.train_size}
+    config = trained["config"] | {key: value for key, value in given.items() if value is not None}
+    if args.split != "train":
+        config["exclude"] = None  # concerns training crystals only
+    data = CrystalDataModule(**(config | {"batch_size": args.batch_size}))
+    ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
+    known = [name for name in ensemble.names if _has(data, name)]
+    if not known:
+        raise InputError(
+            f"store {args.store} has no label that {args.checkpoint} predicts: {', '.join(ensemble.names)}"
+        )
+    if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
+        say(
+            "warning: not the store this model was trained on, so this split is a new one and may hold crystals it "
+            "was trained on"
+        )
+    data.choose(known, ensemble.recipe)
+    results, pairs = evaluate(ensemble, data, args.split)
+    out = Path(args.out) if args.out else _beside(Path(args.checkpoint))
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"checkpoint": args.checkpoint, "store": args.store, "split": args.split, args.split: results}
+    # Beside a run's own metrics.json this one has a name of its own, so that nothing is lost.
+    write_json(out / ("metrics.json" if args.out else f"metrics-{args.split}.json"), content)
+    plots.parity(
+        pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / f"parity-{args.split}.png"
+    )
+    print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}")
+    return 0
+
+
+def _has(data: object, name: str) -> bool:
+    from datamodules.errors import InputError
+
+    try:
+        data.property_of(name)  # type: ignore[attr-defined]
+    except InputError:
+        return False
+    return True
+
+
+def _beside(checkpoint: Path) -> Path:
+    """The run's folder of a checkpoint, or a folder under runs/ for one that ships."""
+    if checkpoint.is_file():
+        return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return checkpoint if checkpoint.is_dir() else Path("runs") / f"evaluate-{checkpoint.name}"

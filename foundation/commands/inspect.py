@@ -1,0 +1,72 @@
+"""`foundation inspect`: what a checkpoint is made of and what it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foundation.commands.parsing import OneLineParser
+
+
+def parser() -> OneLineParser:
+    """The options of the command."""
+    made = OneLineParser(prog="foundation inspect", description="Show a checkpoint's parts, heads and data.")
+    made.add_argument("checkpoint", help="a .ckpt file, a run's folder, or a shipped encoder")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command."""
+    args = parser().parse_args(words)
+    from foundation.checkpoint import find_members, load_checkpoint
+    from foundation.commands.report import number, print_table
+
+    members = find_members(args.checkpoint)
+    checkpoint = load_checkpoint(members[0])
+    module = checkpoint.build()
+    if len(members) > 1:
+        print(f"an ensemble of {len(members)}; shown is {members[0]}")
+    stages = [
+        [name, f"{sum(p.numel() for p in stage.parameters()):,}", _rate(module.rates[name])]
+        for name, stage in module.encoder.stages().items()
+    ]
+    stages += [
+        [f"heads.{name}", f"{sum(p.numel() for p in head.parameters()):,}", "trains"] for name, head in module._heads()
+    ]
+    total = sum(p.numel() for p in module.encoder.parameters())
+    print_table(
+        f"{checkpoint.path}: {total:,} parameters in the encoder", ["part", "parameters", "in training"], stages
+    )
+    heads = []
+    for name, head in module._heads():
+        scaler = {key: value for key, value in head.named_buffers() if value.dim() == 0}
+        heads.append(
+            [
+                name,
+                type(head).__name__,
+                head.property.unit or "-",
+                ", ".join(f"{key} {number(float(value))}" for key, value in scaler.items()),
+            ]
+        )
+    print_table("heads", ["property", "kind", "unit", "scaler"], heads)
+    print("trained on")
+    _print_data(checkpoint.card["data"])
+    if checkpoint.card["pretrained"]:
+        print(f"starting from {checkpoint.card['pretrained']['path']}, trained on")
+        _print_data(checkpoint.card["pretrained"]["data"])
+    print("made with", ", ".join(f"{name} {version}" for name, version in checkpoint.card["versions"].items()))
+    return 0
+
+
+def _rate(rate: float) -> str:
+    return "frozen" if rate == 0 else ("trains" if rate == 1 else f"trains at {rate:.3g} of the rate")
+
+
+def _print_data(data: dict[str, Any]) -> None:
+    split = data["split"]
+    print(f"  store {data['store']['name']}, content {data['store']['content_hash'][:12]}")
+    print(f"  {split['train']:,} train, {split['val']:,} validate, {split['test']:,} test: {split['how']}")
+    for note in split["notes"]:
+        print(f"  {note}")
+    print("  labels:", ", ".join(f"{name} {count:,}" for name, count in data["labels"].items()))
+    print(f"  {len(data['elements'])} elements")

@@ -1,0 +1,49 @@
+"""Command lines whose mistakes are told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from datamodules.errors import InputError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argparse parser that raises its errors instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as an InputError."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def one_line(message: str) -> str:
+    """Fold a message of several lines into one."""
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def bracket_lists(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Let an option that takes a list be followed by several words: ``--x a b`` becomes ``--x=["a","b"]``.
+
+    Args:
+        words: The command line.
+        options: The options that take a list.
+    """
+    out: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if word not in options:
+            out.append(word)
+            continue
+        values: list[str] = []
+        while position < len(words) and not words[position].startswith("--"):
+            values.append(words[position])
+            position += 1
+        if len(values) == 1 and values[0].startswith("["):
+            out.append(f"{word}={values[0]}")
+        else:
+            out.append(f"{word}=[{', '.join(repr(value) for value in values)}]")
+    return out

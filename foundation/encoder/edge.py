@@ -1,0 +1,101 @@
+"""The two-body part of a block: messages from neighbours, gathered at each atom."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from foundation.encoder.irreps import split_channels
+
+# Shapes: N atoms, E edges, C_l channels of degree l, R radial functions, H hidden channels.
+
+
+class EdgeGeometry(NamedTuple):
+    """What the encoder knows of each edge.
+
+    Attributes:
+        sender: [E] atom j that the message comes from.
+        receiver: [E] atom i that it goes to.
+        radial: [E, R] radial basis of the distance.
+        envelope: [E] weight that falls to zero at the receiver's cutoff.
+        harmonics: One [E, 2l+1] spherical harmonic of the direction j - i per degree l, l >= 1.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    radial: Tensor
+    envelope: Tensor
+    harmonics: list[Tensor]
+
+
+class EdgeConvolution(nn.Module):
+    """Messages along the cheap paths only: (0 x l -> l), (l x 0 -> l) and (l x l -> 0).
+
+    The weights of all paths are functions of the distance and of the two atoms' scalars. Products of higher
+    order are left to the node update, where there are an order of magnitude fewer rows.
+
+    Args:
+        irreps: Node features in and out, such as "64x0e+32x1o+16x2e".
+        num_radial: Size R of the radial basis.
+        radial_hidden: Hidden channels H of the radial network.
+        num_neighbors: Typical number of edges per atom, by whose root the sums are divided.
+        first: Whether the node features hold scalars only, as after the embedding.
+    """
+
+    def __init__(self, irreps: str, num_radial: int, radial_hidden: int, num_neighbors: float, first: bool) -> None:
+        super().__init__()
+        self.irreps_in = self.irreps_out = o3.Irreps(irreps)
+        self.channels = split_channels(self.irreps_in)
+        self.first = first
+        scalars, higher = self.channels[0], self.channels[1:]
+        self.scale = 1.0 / math.sqrt(num_neighbors)
+
+        self.norm = nn.LayerNorm(scalars)
+        self.radial_in = nn.Linear(num_radial, radial_hidden)
+        self.sender_in = nn.Linear(scalars, radial_hidden, bias=False)
+        self.receiver_in = nn.Linear(scalars, radial_hidden, bias=False)
+        # Scalars sent: one set kept scalar, and one set per degree to be multiplied with its harmonic.
+        self.send_scalars = nn.Linear(scalars, sum(self.channels), bias=False)
+        # Higher degrees sent: one set contracted with the harmonic, one set passed on as it is.
+        self.send_higher = nn.ModuleList() if first else nn.ModuleList(nn.Linear(c, 2 * c, bias=False) for c in higher)
+        self.paths = [scalars, *higher] if first else [scalars, *higher, *higher, *higher]
+        self.radial_out = nn.Linear(radial_hidden, sum(self.paths))
+        self.mix_scalars = nn.Linear(scalars if first else sum(self.channels), scalars)
+        self.mix_higher = nn.ModuleList(nn.Linear(c, c, bias=False) for c in higher)
+
+    def forward(self, features: list[Tensor], edges: EdgeGeometry) -> list[Tensor]:
+        """Node features, one [N, 2l+1, C_l] per degree ([N, C_0] for scalars) -> gathered messages, alike."""
+        scalars = self.norm(features[0])  # [N, C_0]
+        num_atoms, top = scalars.shape[0], len(self.channels) - 1
+        hidden = self.radial_in(edges.radial)  # [E, H]
+        hidden = hidden + self.sender_in(scalars)[edges.sender] + self.receiver_in(scalars)[edges.receiver]
+        weights = self.radial_out(nn.functional.silu(hidden)) * edges.envelope[:, None]
+        path = weights.split(self.paths, dim=1)  # each [E, C_l]
+        sent = self.send_scalars(scalars)[edges.sender].split(self.channels, dim=1)  # each [E, C_l]
+
+        to_scalars = [path[0] * sent[0]]
+        to_higher = [
+            (path[degree] * sent[degree])[:, None] * harmonic[:, :, None]  # [E, 2l+1, C_l]
+            for degree, harmonic in enumerate(edges.harmonics, start=1)
+        ]
+        for index, linear in enumerate(self.send_higher):
+            contracted, passed = linear(features[index + 1])[edges.sender].chunk(2, dim=2)  # each [E, 2l+1, C_l]
+            harmonic = edges.harmonics[index][:, :, None]
+            to_scalars.append(path[1 + top + index] * (contracted * harmonic).sum(dim=1))
+            to_higher[index] = to_higher[index] + path[1 + 2 * top + index][:, None] * passed
+
+        messages = torch.cat([*to_scalars, *(message.flatten(1) for message in to_higher)], dim=1)
+        gathered = messages.new_zeros(num_atoms, messages.shape[1]).index_add(0, edges.receiver, messages) * self.scale
+        widths = [sum(m.shape[1] for m in to_scalars), *(m.shape[1] * m.shape[2] for m in to_higher)]
+        parts = gathered.split(widths, dim=1)
+        return [
+            self.mix_scalars(parts[0]),
+            *(
+                linear(part.view(num_atoms, 2 * degree + 1, -1))
+                for degree, (linear, part) in enumerate(zip(self.mix_higher, parts[1:], strict=True), start=1)
+            ),
+        ]

@@ -1,0 +1,145 @@
+"""The shared encoder: from a batch of crystals to features of every atom."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from datamodules.graph import NeighborRecipe
+from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
+from foundation.encoder.elements import NUM_ELEMENTS, element_descriptors
+from foundation.encoder.irreps import split_channels, to_e3nn
+from foundation.encoder.node import NodeUpdate
+from foundation.encoder.radial import GaussianBasis, envelope
+
+
+class Embedding(nn.Module):
+    """An element's scalars: a learned row of its own plus a linear map of its descriptors.
+
+    Args:
+        channels: Number of scalars C.
+    """
+
+    descriptors: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("descriptors", element_descriptors())
+        self.own = nn.Embedding(NUM_ELEMENTS + 1, channels)
+        nn.init.normal_(self.own.weight, std=0.3)
+        self.shared = nn.Linear(self.descriptors.shape[1], channels)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """[N] atomic numbers -> [N, C]."""
+        own: Tensor = self.own(numbers)
+        return own + self.shared(self.descriptors[numbers])
+
+
+class Block(nn.Module):
+    """One round of messages: the two-body part ``edge``, then the many-body part ``node``."""
+
+    def __init__(self, edge: EdgeConvolution, node: NodeUpdate) -> None:
+        super().__init__()
+        self.edge = edge
+        self.node = node
+
+    def forward(self, features: list[Tensor], edges: EdgeGeometry) -> list[Tensor]:
+        """One [N, 2l+1, C_l] per degree ([N, C_0] for scalars) -> the same."""
+        updated: list[Tensor] = self.node(features, self.edge(features, edges))
+        return updated
+
+
+class Readout(nn.Module):
+    """The last scalars, widened and made nonlinear, beside the last features of higher degree."""
+
+    def __init__(self, irreps: str, scalars: int) -> None:
+        super().__init__()
+        self.irreps_in = o3.Irreps(irreps)
+        channels = split_channels(self.irreps_in)
+        self.irreps_out = o3.Irreps([(scalars, (0, 1)), *self.irreps_in[1:]])
+        self.widen = nn.Sequential(nn.LayerNorm(channels[0]), nn.Linear(channels[0], scalars), nn.SiLU())
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """One [N, 2l+1, C_l] per degree ([N, C_0] for scalars) -> [N, irreps_out.dim] in e3nn's layout."""
+        return to_e3nn([self.widen(features[0]), *features[1:]])
+
+
+class EquivariantEncoder(nn.Module):
+    """E(3)-equivariant encoder of crystals, shared by every head.
+
+    Args:
+        irreps: Node features, one term per degree 0, 1, 2, such as "64x0e+32x1o+16x2e".
+        num_blocks: Rounds of message passing.
+        readout_channels: Scalars per atom that the heads see.
+        num_radial: Size of the radial basis.
+        radial_cutoff: Angstrom of the last radial function.
+        radial_hidden: Hidden channels of the radial networks.
+        num_neighbors: Nearest neighbours that every atom sees in full.
+        shell_width: Angstrom beyond the last of these over which further neighbours fade out.
+        max_cutoff: Angstrom beyond which no atom is seen.
+    """
+
+    def __init__(
+        self,
+        irreps: str = "64x0e+32x1o+16x2e",
+        num_blocks: int = 3,
+        readout_channels: int = 128,
+        num_radial: int = 10,
+        radial_cutoff: float = 8.0,
+        radial_hidden: int = 32,
+        num_neighbors: int = 12,
+        shell_width: float = 0.5,
+        max_cutoff: float = 10.0,
+    ) -> None:
+        super().__init__()
+        channels = split_channels(o3.Irreps(irreps))
+        self.recipe = NeighborRecipe(num_neighbors, shell_width, max_cutoff)
+        self.degrees = list(range(1, len(channels)))
+        self.basis = GaussianBasis(num_radial, stop=radial_cutoff)
+        self.embedding = Embedding(channels[0])
+        self.blocks = nn.ModuleList(
+            Block(
+                EdgeConvolution(irreps, num_radial, radial_hidden, num_neighbors, first=index == 0),
+                NodeUpdate(irreps),
+            )
+            for index in range(num_blocks)
+        )
+        self.readout = Readout(irreps, readout_channels)
+        self.irreps_out = self.readout.irreps_out
+
+    def stages(self) -> OrderedDict[str, nn.Module]:
+        """The encoder's named parts in the order the data flows; together they hold every parameter."""
+        parts: list[tuple[str, nn.Module]] = [("embedding", self.embedding)]
+        for index, block in enumerate(self.blocks):
+            parts += [(f"blocks.{index}.{name}", part) for name, part in block.named_children()]
+        return OrderedDict([*parts, ("readout", self.readout)])
+
+    def forward(self, batch: Any) -> Tensor:
+        """Features of every atom.
+
+        Args:
+            batch: A batch of B crystals with N atoms and E edges (``datamodules.batching.CrystalBatch``).
+
+        Returns:
+            [N, irreps_out.dim] in e3nn's layout.
+        """
+        sender, receiver = batch.edge_index
+        vector = batch.edge_vector  # [E, 3] from receiver to sender
+        distance = vector.norm(dim=1)
+        harmonics = o3.spherical_harmonics(self.degrees, vector, normalize=True, normalization="component")
+        edges = EdgeGeometry(
+            sender=sender,
+            receiver=receiver,
+            radial=self.basis(distance),
+            envelope=envelope(distance, batch.cutoff[receiver], self.recipe.shell_width),
+            harmonics=list(torch.split(harmonics, [2 * degree + 1 for degree in self.degrees], dim=1)),
+        )
+        features = [self.embedding(batch.z)]
+        for block in self.blocks:
+            features = block(features, edges)
+        out: Tensor = self.readout(features)
+        return out

@@ -1,0 +1,1 @@
+"""One adaptation strategy per file: which parts of the encoder train, and how fast."""

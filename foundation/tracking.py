@@ -1,0 +1,63 @@
+"""Weights & Biases: one run per training run, offline where nobody is logged in."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+def default_mode() -> str:
+    """ "online" where a key is set, "offline" elsewhere; the environment's WANDB_MODE wins."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("online", "offline"):
+        return mode
+    if mode == "disabled":
+        return "off"
+    return "online" if _has_key() else "offline"
+
+
+def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str, Any]) -> WandbLogger | None:
+    """The logger of a run, None where mode is "off".
+
+    Args:
+        mode: "offline", "online" or "off".
+        folder: The run's folder; records are kept under it.
+        group: Ties runs together.
+        config: Recorded with the run.
+    """
+    if mode == "off" or int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))) != 0:
+        return None
+    import wandb
+
+    settings = wandb.Settings(init_timeout=20, console="off", silent=True)
+    arguments: dict[str, Any] = {
+        "project": "foundation",
+        "name": folder.name,
+        "group": group,
+        "save_dir": str(folder),
+        "config": dict(config),
+        "settings": settings,
+    }
+    logger = WandbLogger(offline=mode == "offline", **arguments)
+    try:
+        _ = logger.experiment
+    except wandb.errors.CommError:
+        print("Weights & Biases does not answer: recording offline", file=sys.stderr)
+        logger = WandbLogger(offline=True, **arguments)
+        _ = logger.experiment
+    return logger
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,1 @@
+"""How heads and encoder are trained together."""

@@ -1,0 +1,193 @@
+"""Joint training of one encoder and many heads on labels that are mostly missing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from foundation.encoder.encoder import EquivariantEncoder
+from foundation.training.metrics import PropertyMetrics
+from foundation.training.optimization import Optimization, parameter_groups, rate_at
+from foundation.training.weighting import FixedWeights, TaskWeighting
+from heads import Head
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite; the message names the crystals of the batch."""
+
+
+class MultiTaskModule(lightning.LightningModule):
+    """A shared encoder, one head per property, and their joint loss.
+
+    Every head runs on every batch; a missing label is NaN and is masked, so all processes of a distributed run
+    use all parameters in every step.
+
+    Args:
+        encoder: The shared encoder.
+        heads: One head per property; batches carry the labels in this order.
+        optimization: How weights are changed.
+        weighting: How losses are weighed; by default every label counts the same.
+        rates: Rate of every stage of the encoder relative to the learning rate, 0 for frozen; by default 1.
+    """
+
+    def __init__(
+        self,
+        encoder: EquivariantEncoder,
+        heads: Mapping[str, Head],
+        optimization: Optimization | None = None,
+        weighting: TaskWeighting | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(heads)
+        self.names = list(heads)
+        self.optimization = optimization or Optimization()
+        self.weighting = weighting or FixedWeights(self.names)
+        self.rates = dict(rates) if rates is not None else dict.fromkeys(encoder.stages(), 1.0)
+        # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
+        for name, stage in encoder.stages().items():
+            stage.requires_grad_(self.rates[name] > 0)
+        self.train_losses = nn.ModuleDict({name: MeanMetric() for name in self.names})
+        self.val_losses = nn.ModuleDict({name: MeanMetric() for name in self.names})
+        self.val_metrics = nn.ModuleDict({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
+        self._labels_in_step: list[Tensor] = []
+        self.card: dict[str, Any] = {}
+
+    def train(self, mode: bool = True) -> MultiTaskModule:
+        """Frozen parts stay in evaluation mode, so that nothing about them is random."""
+        super().train(mode)
+        for name, stage in self.encoder.stages().items():
+            if self.rates[name] == 0:
+                stage.eval()
+        return self
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Predictions in physical units: property name -> [B]."""
+        features = self.encoder(batch)
+        return {name: head.predict(head(features, batch), batch) for name, head in self._heads()}
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """The weighted sum of losses of this process's part of the batch.
+
+        The division by the number of labels is left to ``on_before_optimizer_step``, when the labels of all
+        processes and of all accumulated batches are counted: a mean of means would weigh labels unevenly.
+
+        Raises:
+            NonFiniteLoss: If the loss is NaN or infinite.
+        """
+        sums, counts, _ = self._losses(batch)
+        total = self.weighting(sums, counts)
+        if not bool(torch.isfinite(total)):
+            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
+        self._labels_in_step.append(counts.sum())
+        for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
+            if count > 0:
+                self.train_losses[name].update(loss / count, count)
+        return total * self.trainer.accumulate_grad_batches  # Lightning divides by it; the count does already
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient by the number of labels behind it, over all processes and accumulated batches."""
+        total = torch.stack(self._labels_in_step).sum()
+        world = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+            world = torch.distributed.get_world_size()
+        # DDP has averaged over processes: times the world size is the sum.
+        scale = world / total.clamp(min=1)
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        self._labels_in_step.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training loss of every property and the effective weights."""
+        weights = self.weighting.weights()
+        for name, weight in zip(self.names, weights, strict=True):
+            self.log(f"train/{name}/loss", _compute(self.train_losses[name]), sync_dist=True)
+            self.log(f"train/{name}/weight", weight)
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Take in one batch."""
+        sums, counts, predicted = self._losses(batch)
+        for index, name in enumerate(self.names):
+            if counts[index] > 0:
+                self.val_losses[name].update(sums[index] / counts[index], counts[index])
+            self.val_metrics[name].update(predicted[name], batch.labels[:, index])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log metrics in physical units, and ``val/loss``: the mean over properties of the scaled loss."""
+        losses = []
+        for name in self.names:
+            metrics = self.val_metrics[name].compute()
+            self.val_metrics[name].reset()
+            for metric, value in metrics.items():
+                self.log(f"val/{name}/{metric}", value)
+            loss = _compute(self.val_losses[name])
+            if metrics:
+                losses.append(loss)
+                self.log(f"val/{name}/loss", loss)
+        if losses:
+            self.log("val/loss", torch.stack(losses).mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with one group per part that trains, and the schedule, stepped every step."""
+        groups = parameter_groups(self.encoder.stages(), self.rates, [self.heads, self.weighting], self.optimization)
+        optimizer = torch.optim.AdamW(groups, foreach=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(self.optimization, self._total_steps()))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to rebuild, describe and trust the model."""
+        checkpoint["foundation"] = self.card
+
+    def _losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
+        features = self.encoder(batch)
+        sums, counts, predicted = [], [], {}
+        for index, (name, head) in enumerate(self._heads()):
+            target = batch.labels[:, index]  # [B]
+            known = ~torch.isnan(target)
+            scaled = head(features, batch)
+            # 1 is a valid label of every kind of head; 0 * NaN would be NaN.
+            losses = head.loss(scaled, torch.where(known, target, torch.ones_like(target)), batch)
+            sums.append(torch.where(known, losses, torch.zeros_like(losses)).sum())
+            counts.append(known.sum())
+            predicted[name] = head.predict(scaled.detach(), batch)
+        return torch.stack(sums), torch.stack(counts), predicted
+
+    def _heads(self) -> list[tuple[str, Head]]:
+        return list(self.heads.items())  # type: ignore[arg-type]
+
+    def _total_steps(self) -> int:
+        if self.optimization.schedule_epochs is None:
+            return int(self.trainer.estimated_stepping_batches)
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return max(1, round(self.optimization.schedule_epochs * batches))
+
+    def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
+        bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]
+        rows = batch.row.tolist()
+        data = getattr(self.trainer, "datamodule", None)
+        ids = [data.store.ids[row] for row in rows] if data is not None else [str(row) for row in rows]
+        return (
+            f"the loss of {', '.join(bad) or 'all properties'} is not finite at step {self.global_step}; "
+            f"the batch holds the crystals {', '.join(ids)}: look for extreme labels among them, "
+            "or lower optimization.learning_rate"
+        )
+
+
+def _compute(metric: Any) -> Tensor:
+    """The mean over the epoch and all processes, NaN where there was no label."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # this process may have seen no label where others did
+        value: Tensor = metric.compute()
+    metric.reset()
+    return value

@@ -1,0 +1,201 @@
+"""One training run: its folder, its trainer, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from datamodules.datamodule import CrystalDataModule
+from datamodules.errors import InputError
+from foundation import plots
+from foundation.inference import Ensemble, evaluate
+from foundation.tracking import wandb_logger
+from foundation.training.module import MultiTaskModule
+from foundation.training.optimization import ExponentialAverage
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how a run is recorded.
+
+    Attributes:
+        folder: The run's folder.
+        wandb: "offline", "online" or "off".
+        seed: Seed of weights and batches.
+        resume: Checkpoint of this run to go on from.
+        group: Name that ties runs together in Weights & Biases.
+    """
+
+    folder: Path
+    wandb: str = "off"
+    seed: int = 0
+    resume: str | None = None
+    group: str | None = None
+
+
+def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool) -> Path:
+    """The folder of a new run: ``out``, or ``runs/NAME`` with a number behind it if that is taken.
+
+    Nothing is created yet.
+
+    Raises:
+        InputError: If ``out`` already holds a run.
+    """
+    folder = Path(out) if out is not None else Path("runs") / name
+    taken = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+    if not taken or resume is not None or overwrite:
+        return folder
+    if out is not None:
+        raise InputError(f"--out {out}: holds a run already; choose another folder, --resume it, or say --overwrite")
+    number = 2
+    while Path(f"{folder}-{number}").exists():
+        number += 1
+    return Path(f"{folder}-{number}")
+
+
+def train(
+    module: MultiTaskModule,
+    data: CrystalDataModule,
+    settings: RunSettings,
+    trainer_args: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Train, evaluate on validation and test crystals, and write everything into the run's folder.
+
+    Args:
+        module: The module; it holds the averaged weights of the last step afterwards.
+        data: Its data.
+        settings: Where and how the run is recorded.
+        trainer_args: Arguments of ``lightning.Trainer``.
+        config: The whole configuration, to be written as config.yaml.
+
+    Returns:
+        What metrics.json holds.
+    """
+    folder = settings.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    tracker = wandb_logger(settings.wandb, folder, settings.group, config)
+    if tracker is not None:
+        loggers.append(tracker)
+    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, trainer_args)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        _silence_lightning()
+        trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
+    seconds = time.perf_counter() - started
+    results: dict[str, Any] = {}
+    if trainer.is_global_zero:
+        results = _report(module, data, folder, trainer, seconds)
+        for name, metrics in results["val"].items():
+            if tracker is not None:
+                tracker.log_metrics({f"final/val/{name}/{key}": value for key, value in _numbers(metrics).items()})
+    if tracker is not None:
+        tracker.finalize("success")
+        tracker.experiment.finish()
+    return results
+
+
+def _make_trainer(
+    folder: Path, loggers: list[Logger], module: MultiTaskModule, validates: bool, trainer_args: Mapping[str, Any]
+) -> lightning.Trainer:
+    callbacks: list[Callback] = [LearningRateMonitor("step")]
+    if trainer_args.get("enable_checkpointing") is not False:
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=folder / "checkpoints",
+                filename="best",
+                monitor="val/loss" if validates else None,
+                save_last=True,
+                enable_version_counter=False,
+            )
+        )
+    if trainer_args.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar(leave=False))
+    if module.optimization.ema_decay > 0:
+        callbacks.append(ExponentialAverage(module.optimization.ema_decay))
+    chosen = {key: value for key, value in trainer_args.items() if value is not None}
+    arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
+    with warnings.catch_warnings():
+        _silence_lightning()
+        return lightning.Trainer(
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            use_distributed_sampler=False,  # the data module deals out batches itself
+            **arguments,
+        )
+
+
+def _report(
+    module: MultiTaskModule, data: CrystalDataModule, folder: Path, trainer: lightning.Trainer, seconds: float
+) -> dict[str, Any]:
+    ensemble = Ensemble([module])
+    results: dict[str, Any] = {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+        "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "split": data.split.how,
+        "notes": data.split.notes,
+    }
+    pairs = {}
+    for part in ("val", "test"):
+        results[part], pairs = evaluate(ensemble, data, part)
+    write_json(folder / "metrics.json", results)
+    plots.parity(pairs, {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png")
+    if (folder / "metrics.csv").is_file():
+        plots.learning_curves(folder / "metrics.csv", folder / "plots" / "learning_curves.png")
+    return results
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values; NaN and infinities become null, which every JSON reader knows."""
+    _write(path, json.dumps(_finite(content), indent=1) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not torch.isfinite(torch.tensor(content)):
+        return None
+    return content
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _silence_lightning() -> None:
+    """Advice that does not apply: batches are gathered in one go, and runs may be short on purpose."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*Experiment logs directory.*exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*isinstance.treespec, LeafSpec.* is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,96 @@
+"""What a model is made of, as plain values that fit a YAML file and a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from datamodules.errors import InputError
+from datamodules.properties import Property
+from foundation.encoder.encoder import EquivariantEncoder
+from heads import Head
+
+
+Base = TypeVar("Base")
+
+
+def import_subclass(class_path: str, base: type[Base]) -> type[Base]:
+    """The class of this import path.
+
+    Raises:
+        InputError: If there is none, or it is no subclass of ``base``.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no class {class_path!r}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{class_path} is not a subclass of {base.__name__}")
+    return found
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One head.
+
+    Attributes:
+        class_path: Import path of a subclass of ``heads.Head``.
+        init_args: Its arguments beside irreps and property.
+        property: What it predicts.
+    """
+
+    class_path: str
+    init_args: dict[str, Any]
+    property: Property
+
+    def build(self, irreps_in: str) -> Head:
+        """Make the head.
+
+        Raises:
+            InputError: If the class is not a head or refuses the arguments.
+        """
+        if "." in self.property.name:
+            raise InputError(f"property {self.property.name}: a head's name holds no dot; rename it with --map old=new")
+        try:
+            return import_subclass(self.class_path, Head)(irreps_in, self.property, **self.init_args)
+        except TypeError as error:
+            raise InputError(f"head {self.property.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Encoder and heads.
+
+    Attributes:
+        encoder: Arguments of ``EquivariantEncoder``.
+        heads: One head per property name.
+    """
+
+    encoder: dict[str, Any]
+    heads: dict[str, HeadSpec]
+
+    def build_encoder(self) -> EquivariantEncoder:
+        """Make the encoder with fresh weights.
+
+        Raises:
+            InputError: If the arguments do not fit.
+        """
+        try:
+            return EquivariantEncoder(**self.encoder)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"encoder: {error}") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> ModelSpec:
+        """The inverse of ``as_dict``."""
+        heads = {
+            name: HeadSpec(head["class_path"], head["init_args"], Property(**head["property"]))
+            for name, head in plain["heads"].items()
+        }
+        return cls(encoder=plain["encoder"], heads=heads)

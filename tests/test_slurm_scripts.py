@@ -1,0 +1,72 @@
+"""The Slurm scripts: well formed, and what they run for a given allocation."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("pretrain", "adapt")
+DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "time", "output", "open-mode")
+
+
+def script(command: str) -> Path:
+    return ROOT / "slurm" / f"{command}.sbatch"
+
+
+def directives(command: str) -> dict[str, str]:
+    text = script(command).read_text(encoding="utf-8")
+    return dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, flags=re.MULTILINE))
+
+
+def launched(command: str, tmp_path: Path, *arguments: str, **job: str) -> list[str]:
+    """Run the script with an srun that only prints its arguments, one a line."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    srun.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    env |= {"PATH": f"{tmp_path}:{env['PATH']}", **job}
+    done = subprocess.run(
+        ["bash", str(script(command)), *arguments], env=env, capture_output=True, text=True, check=True, timeout=30
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bash_accepts_it(command: str) -> None:
+    subprocess.run(["bash", "-n", str(script(command))], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_directives(command: str) -> None:
+    found = directives(command)
+    assert set(DIRECTIVES) <= set(found)
+    assert found["job-name"] == command
+    assert found["open-mode"] == "append"
+    assert found["output"] == "slurm-%x-%j.out"
+    assert (found["nodes"], found["ntasks-per-node"]) == ("1", "1")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_directive_precedes_the_first_command(command: str) -> None:
+    lines = script(command).read_text(encoding="utf-8").splitlines()
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not any(line.startswith("#SBATCH") for line in lines[first_command:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_task(command: str, tmp_path: Path) -> None:
+    got = launched(command, tmp_path, "--data.store", "a store", SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="1")
+    shape = ["--trainer.num_nodes", "1", "--trainer.devices", "1"]
+    assert got == ["foundation", command, *shape, "--data.store", "a store"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_devices_and_nodes_come_from_the_job(command: str, tmp_path: Path) -> None:
+    got = launched(command, tmp_path, "--data.store", "s", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="4")
+    shape = ["--trainer.num_nodes", "2", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
+    assert got == ["foundation", command, *shape, "--data.store", "s"]
