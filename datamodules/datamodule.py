@@ -167,10 +167,11 @@ class CrystalDataModule(lightning.LightningDataModule):
         self, rows: Rows, shuffle: bool, weights: npt.NDArray[np.float64] | None = None
     ) -> DataLoader[CrystalBatch]:
         sampler = BatchedRows(rows, self.batch_size, shuffle=shuffle, seed=self.order_seed, weights=weights)
-        return DataLoader(_Batches(self.graphs, self.labels), sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(_Batches(self.graphs, self.labels), sampler=sampler, batch_size=None)
 
     def _labelled(self) -> npt.NDArray[np.bool_]:
-        return ~torch.isnan(self.labels).numpy()
+        known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()
+        return known
 
     def _read_labels(self) -> npt.NDArray[np.float64]:
         columns = []
@@ -183,7 +184,7 @@ class CrystalDataModule(lightning.LightningDataModule):
 
     def _make_split(self) -> Split:
         config = self.config
-        labelled = self._labelled().any(axis=1)
+        labelled: npt.NDArray[np.bool_] = np.any(self._labelled(), axis=1)
         if config["splits"] is not None:
             split = split_from_lists(
                 Path(config["splits"]), config["trial"], config["train_size"], self.store.source_ids, labelled

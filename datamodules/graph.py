@@ -74,13 +74,13 @@ def fixed_cutoff_edges(
     # Wrapped into the cell so that shifts stay small however far the stored coordinates lie outside it.
     wrap = np.floor(crystal.frac_coords)
     positions = np.ascontiguousarray((crystal.frac_coords - wrap) @ lattice)
-    receiver, sender, shift, distance = find_points_in_spheres(
+    receiver, sender, image, distance = find_points_in_spheres(
         positions, positions, r=float(cutoff), pbc=_PERIODIC, lattice=lattice, tol=SAME_POINT
     )
     keep = distance > SAME_POINT
     receiver, sender, distance = receiver[keep], sender[keep], distance[keep]
     offset = wrap.astype(np.int64)
-    shift = shift[keep].astype(np.int64) + offset[receiver] - offset[sender]
+    shift: npt.NDArray[np.int64] = image[keep].astype(np.int64) + offset[receiver] - offset[sender]
     return receiver, sender, shift, distance
 
 

@@ -74,7 +74,7 @@ def write_store(
         The manifest.
 
     Raises:
-        InputError: If something stands at the path, or a property has the name of a structure column.
+        InputError: If something stands at the path, it cannot be written, or a property has a reserved name.
     """
     path = Path(path)
     check_target(path, overwrite)
@@ -84,7 +84,10 @@ def write_store(
     sources = [[f"{path.name}:{crystal.id}"] for crystal in crystals] if source_ids is None else source_ids
     table = _table(crystals, sources, labels, properties)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
     try:
         shards = []
         for start in range(0, max(len(table), 1), SHARD_ROWS):

@@ -37,7 +37,9 @@ class Ensemble:
         self.models = list(models)
         self.names = first.names
         self.recipe = first.encoder.recipe
-        self.heads = first.heads
+        heads = dict(first.named_heads())
+        self.properties = {name: head.property for name, head in heads.items()}
+        self.classifiers = {name for name, head in heads.items() if head.is_classifier}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
         target = data.labels[torch.from_numpy(rows), index].double().numpy()
         mean = predicted[name].mean(axis=1)
         known = ~np.isnan(target)
-        metrics = PropertyMetrics(classifier=ensemble.heads[name].is_classifier)  # type: ignore[arg-type]
+        metrics = PropertyMetrics(classifier=name in ensemble.classifiers)
         metrics.update(torch.from_numpy(mean), torch.from_numpy(target))
         result: dict[str, Any] = {
             "unit": data.property_of(name).unit,
@@ -97,7 +99,7 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
             **metrics.compute(),
         }
         if known.any():
-            if not ensemble.heads[name].is_classifier:
+            if name not in ensemble.classifiers:
                 median = float(data.training_labels(name)[1].median())
                 result["median_predictor_mae"] = float(np.abs(target[known] - median).mean())
             if len(ensemble) > 1:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen before
+from matplotlib import pyplot as plt  # the backend must be chosen before
+from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
 
@@ -24,7 +25,10 @@ def learning_curves(metrics_csv: Path, out: Path) -> None:
         out: PNG to write.
     """
     table = pd.read_csv(metrics_csv)
-    names = sorted(column.split("/")[1] for column in table if column.startswith("train/") and column.endswith("/loss"))
+    columns = [str(column) for column in table.columns]
+    names = sorted(
+        column.split("/")[1] for column in columns if column.startswith("train/") and column.endswith("/loss")
+    )
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         for part in ("train", "val"):
@@ -79,7 +83,7 @@ def comparison(errors: Mapping[str, list[float]], baseline: float, label: str, o
     _save(figure, out)
 
 
-def _save(figure: plt.Figure, out: Path) -> None:
+def _save(figure: Figure, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
     plt.close(figure)

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 def default_mode() -> str:
-    """ "online" where a key is set, "offline" elsewhere; the environment's WANDB_MODE wins."""
+    """Say "online" where a key is set, "offline" elsewhere; the environment's WANDB_MODE wins."""
     mode = os.environ.get("WANDB_MODE")
     if mode in ("online", "offline"):
         return mode

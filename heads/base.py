@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar
 
-import torch
 from e3nn import o3
 from torch import Tensor, nn
 

@@ -19,7 +19,8 @@ def crystal_sum(values: Tensor, batch: Any) -> Tensor:
 
 def crystal_mean(values: Tensor, batch: Any) -> Tensor:
     """Mean over the atoms of each crystal: [N, ...] -> [B, ...]."""
-    return crystal_sum(values, batch) / batch.num_atoms.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
+    num_atoms: Tensor = batch.num_atoms
+    return crystal_sum(values, batch) / num_atoms.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
 
 
 class MeanAndAttention(nn.Module):

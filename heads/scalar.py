@@ -133,4 +133,5 @@ def _ridge(composition: Tensor, value: Tensor, strength: float = 1e-2) -> Tensor
     """Per-element references; an element without labels takes the mean."""
     center = value.mean()
     gram = composition.T @ composition + strength * torch.eye(composition.shape[1], dtype=composition.dtype)
-    return torch.linalg.solve(gram, composition.T @ (value - center)) + center
+    reference: Tensor = torch.linalg.solve(gram, composition.T @ (value - center)) + center
+    return reference

@@ -155,4 +155,7 @@ def test_a_store_is_replaced_only_on_request_and_never_half_written(
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="not a store"):
         write_store(tmp_path / "other", items, {}, [], overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_store(tmp_path / "file" / "s", items, {}, [])
     assert sorted(p.name for p in path.parent.iterdir()) == ["s"]

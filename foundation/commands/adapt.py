@@ -188,13 +188,13 @@ def _strategy(config: Namespace) -> AdaptationStrategy:
         return Patterns(patterns, layer_decay=1.0 if config.layer_decay is None else config.layer_decay)
     if config.strategy is None:
         raise InputError("--strategy: choose one, such as linear_probe, last_blocks, full or from_scratch")
-    init_args = config.strategy.get("init_args") or Namespace()
-    arguments = init_args.as_dict()
+    arguments: dict[str, Any] = config.strategy.as_dict().get("init_args") or {}
     if config.layer_decay is not None:
         if "layer_decay" not in arguments:
             raise InputError("--layer-decay: this strategy does not decay; use it with full, last_blocks or --unfreeze")
         arguments["layer_decay"] = config.layer_decay
-    return import_subclass(config.strategy.class_path, AdaptationStrategy)(**arguments)
+    strategy: AdaptationStrategy = import_subclass(config.strategy.class_path, AdaptationStrategy)(**arguments)
+    return strategy
 
 
 def _pretrained(given: str | None, strategy: AdaptationStrategy) -> Checkpoint | None:

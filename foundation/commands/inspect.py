@@ -31,14 +31,15 @@ def main(words: Sequence[str]) -> int:
         for name, stage in module.encoder.stages().items()
     ]
     stages += [
-        [f"heads.{name}", f"{sum(p.numel() for p in head.parameters()):,}", "trains"] for name, head in module._heads()
+        [f"heads.{name}", f"{sum(p.numel() for p in head.parameters()):,}", "trains"]
+        for name, head in module.named_heads()
     ]
     total = sum(p.numel() for p in module.encoder.parameters())
     print_table(
         f"{checkpoint.path}: {total:,} parameters in the encoder", ["part", "parameters", "in training"], stages
     )
     heads = []
-    for name, head in module._heads():
+    for name, head in module.named_heads():
         scaler = {key: value for key, value in head.named_buffers() if value.dim() == 0}
         heads.append(
             [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,9 +74,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _columns(ensemble: Ensemble) -> list[str]:
-    columns = []
+    columns: list[str] = []
     for name in ensemble.names:
-        column = ensemble.heads[name].property.column  # type: ignore[union-attr]
+        column = ensemble.properties[name].column
         columns.append(column)
         if len(ensemble) > 1:
             columns.append(f"{column} spread")
@@ -111,7 +111,7 @@ def _predict_chunk(ensemble: Ensemble, chunk: list[tuple[Record, str]], seen: se
         yield [path, str(record.index), record.id, _formula(record), status, *values]
 
 
-def _batches(num_edges: Sequence[int]) -> Iterator[list[int]]:
+def _batches(num_edges: Iterable[int]) -> Iterator[list[int]]:
     """Rows cut into batches of bounded cost, so that large cells do not exhaust the memory."""
     batch: list[int] = []
     cost = 0

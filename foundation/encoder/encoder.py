@@ -35,8 +35,8 @@ class Embedding(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """[N] atomic numbers -> [N, C]."""
-        own: Tensor = self.own(numbers)
-        return own + self.shared(self.descriptors[numbers])
+        channels: Tensor = self.own(numbers) + self.shared(self.descriptors[numbers])
+        return channels
 
 
 class Block(nn.Module):

@@ -45,8 +45,8 @@ class PropertyMetrics(nn.Module):
             num_labels = int(self.num_labels.compute())
             if num_labels == 0:
                 return {}
-            names = [name for name in self.metrics if not (name == "r2" and num_labels < 2)]
-            return {str(name): float(self.metrics[name].compute()) for name in names}
+            names = [str(name) for name in self.metrics if not (name == "r2" and num_labels < 2)]
+            return {name: float(self.metrics[name].compute()) for name in names}
 
     def reset(self) -> None:
         """Forget everything."""

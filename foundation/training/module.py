@@ -24,6 +24,13 @@ class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite; the message names the crystals of the batch."""
 
 
+class _Metrics(nn.ModuleDict):
+    """Metrics per property; typed loosely, since a ModuleDict does not say what it holds."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)
+
+
 class MultiTaskModule(lightning.LightningModule):
     """A shared encoder, one head per property, and their joint loss.
 
@@ -56,9 +63,9 @@ class MultiTaskModule(lightning.LightningModule):
         # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
         for name, stage in encoder.stages().items():
             stage.requires_grad_(self.rates[name] > 0)
-        self.train_losses = nn.ModuleDict({name: MeanMetric() for name in self.names})
-        self.val_losses = nn.ModuleDict({name: MeanMetric() for name in self.names})
-        self.val_metrics = nn.ModuleDict({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
+        self.train_losses = _Metrics({name: MeanMetric() for name in self.names})
+        self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
+        self.val_metrics = _Metrics({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
         self.card: dict[str, Any] = {}
 
@@ -73,7 +80,7 @@ class MultiTaskModule(lightning.LightningModule):
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """Predictions in physical units: property name -> [B]."""
         features = self.encoder(batch)
-        return {name: head.predict(head(features, batch), batch) for name, head in self._heads()}
+        return {name: head.predict(head(features, batch), batch) for name, head in self.named_heads()}
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The weighted sum of losses of this process's part of the batch.
@@ -92,7 +99,9 @@ class MultiTaskModule(lightning.LightningModule):
         for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
             if count > 0:
                 self.train_losses[name].update(loss / count, count)
-        return total * self.trainer.accumulate_grad_batches  # Lightning divides by it; the count does already
+        # Lightning divides by the number of accumulated batches; the count of labels does that already.
+        undone: Tensor = total * self.trainer.accumulate_grad_batches
+        return undone
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the number of labels behind it, over all processes and accumulated batches."""
@@ -152,7 +161,7 @@ class MultiTaskModule(lightning.LightningModule):
         """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
         features = self.encoder(batch)
         sums, counts, predicted = [], [], {}
-        for index, (name, head) in enumerate(self._heads()):
+        for index, (name, head) in enumerate(self.named_heads()):
             target = batch.labels[:, index]  # [B]
             known = ~torch.isnan(target)
             scaled = head(features, batch)
@@ -163,7 +172,8 @@ class MultiTaskModule(lightning.LightningModule):
             predicted[name] = head.predict(scaled.detach(), batch)
         return torch.stack(sums), torch.stack(counts), predicted
 
-    def _heads(self) -> list[tuple[str, Head]]:
+    def named_heads(self) -> list[tuple[str, Head]]:
+        """Property name and head, in the order of the labels."""
         return list(self.heads.items())  # type: ignore[arg-type]
 
     def _total_steps(self) -> int:

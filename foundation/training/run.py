@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -43,6 +45,27 @@ class RunSettings:
     seed: int = 0
     resume: str | None = None
     group: str | None = None
+
+
+class EpochLines(Callback):
+    """Progress where there is no terminal to draw a bar on: one line, at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self.started = self.told = time.monotonic()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the epoch, the time and the validation loss."""
+        now = time.monotonic()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.is_global_zero and (last or now - self.told >= 10):
+            self.told = now
+            loss = trainer.callback_metrics.get("val/loss", float("nan"))
+            print(
+                f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, {now - self.started:.0f} s, "
+                f"val/loss {float(loss):.4g}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool) -> Path:
@@ -123,11 +146,15 @@ def _make_trainer(
                 enable_version_counter=False,
             )
         )
-    if trainer_args.get("enable_progress_bar") is not False:
+    bar = trainer_args.get("enable_progress_bar") is not False
+    if bar and sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
+    elif bar:
+        callbacks.append(EpochLines())
     if module.optimization.ema_decay > 0:
         callbacks.append(ExponentialAverage(module.optimization.ema_decay))
     chosen = {key: value for key, value in trainer_args.items() if value is not None}
+    chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
     arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
     with warnings.catch_warnings():
         _silence_lightning()
@@ -152,7 +179,7 @@ def _report(
         "split": data.split.how,
         "notes": data.split.notes,
     }
-    pairs = {}
+    pairs: dict[str, Any] = {}
     for part in ("val", "test"):
         results[part], pairs = evaluate(ensemble, data, part)
     write_json(folder / "metrics.json", results)
@@ -189,6 +216,7 @@ def _write(path: Path, text: str) -> None:
 
 def _silence_lightning() -> None:
     """Advice that does not apply: batches are gathered in one go, and runs may be short on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*smaller than the logging interval.*",

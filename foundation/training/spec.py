@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.properties import Property
@@ -12,10 +12,7 @@ from foundation.encoder.encoder import EquivariantEncoder
 from heads import Head
 
 
-Base = TypeVar("Base")
-
-
-def import_subclass(class_path: str, base: type[Base]) -> type[Base]:
+def import_subclass(class_path: str, base: type) -> Any:
     """The class of this import path.
 
     Raises:
@@ -54,9 +51,10 @@ class HeadSpec:
         if "." in self.property.name:
             raise InputError(f"property {self.property.name}: a head's name holds no dot; rename it with --map old=new")
         try:
-            return import_subclass(self.class_path, Head)(irreps_in, self.property, **self.init_args)
+            head: Head = import_subclass(self.class_path, Head)(irreps_in, self.property, **self.init_args)
         except TypeError as error:
             raise InputError(f"head {self.property.name}: {error}") from error
+        return head
 
 
 @dataclass(frozen=True)
