@@ -45,6 +45,8 @@ class CrystalDataModule(lightning.LightningDataModule):
         splits: JSON file of id lists; without it crystals are split at random, grouped by formula.
         trial: Which trial of the lists.
         train_size: Crystals to fit and validate on together; None takes all there are.
+        val_share: Share of the random split that validates; of lists, the last tenth validates.
+        test_share: Share of the random split that tests.
         exclude: Stores, structure files, files of id lists or folders of these, whose crystals do not train.
         exclude_by: Whether the same "formula" or the same "structure" excludes.
         batch_size: Crystals per process and step.
@@ -60,6 +62,8 @@ class CrystalDataModule(lightning.LightningDataModule):
         splits: str | None = None,
         trial: str = "trial1",
         train_size: int | None = None,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
         exclude: list[str] | str | None = None,
         exclude_by: Literal["formula", "structure"] = "formula",
         batch_size: int = 32,
@@ -190,7 +194,10 @@ class CrystalDataModule(lightning.LightningDataModule):
                 Path(config["splits"]), config["trial"], config["train_size"], self.store.source_ids, labelled
             )
         else:
-            split = split_by_formula(self.store.formulas, np.flatnonzero(labelled), self.seed, config["train_size"])
+            shares = (config["val_share"], config["test_share"])
+            split = split_by_formula(
+                self.store.formulas, np.flatnonzero(labelled), self.seed, config["train_size"], shares
+            )
         split = self._without_excluded(split)
         if not len(split.train):
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")

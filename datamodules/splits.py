@@ -15,9 +15,8 @@ from datamodules.errors import InputError
 
 Rows = npt.NDArray[np.int64]
 
-# Share of a list, or of the crystals that are not for testing, that validates.
+# Share of a list that validates.
 VALIDATION_SHARE = 0.1
-TEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,11 @@ def split_from_lists(
 
 
 def split_by_formula(
-    formulas: Sequence[str], candidates: Rows, seed: int, train_size: int | None, test_share: float = TEST_SHARE
+    formulas: Sequence[str],
+    candidates: Rows,
+    seed: int,
+    train_size: int | None = None,
+    shares: tuple[float, float] = (0.1, 0.1),
 ) -> Split:
     """A seeded random split in which no reduced formula stands in two parts.
 
@@ -105,11 +108,12 @@ def split_by_formula(
         candidates: Rows to split.
         seed: Seed of the shuffle.
         train_size: Crystals to fit and validate on together; None takes all that do not test.
-        test_share: Share of the candidates that tests.
+        shares: Share of the candidates that validates (of ``train_size`` where that is given), and that tests.
 
     Raises:
         InputError: If there are fewer candidates than asked for.
     """
+    val_share, test_share = shares
     groups = _shuffled_groups(formulas, candidates, seed)
     test, rest = _take(groups, round(len(candidates) * test_share))
     available = sum(map(len, rest))
@@ -117,15 +121,16 @@ def split_by_formula(
         raise InputError(
             f"--train-size {train_size}: only {available} crystals with the label are left beside the test set"
         )
-    val, rest = _take(rest, max(1, round((train_size or available) * VALIDATION_SHARE)) if available > 1 else 0)
+    num_val = round((train_size or len(candidates)) * val_share)
+    val, rest = _take(rest, max(1, num_val) if available > 1 and val_share > 0 else 0)
     train = np.array([row for group in rest for row in group], dtype=np.int64)
     if train_size is not None:
-        train = train[: max(1, train_size - len(val))]
+        train = train[: max(1, train_size - sum(map(len, val)))]
     return Split(
         train=np.sort(train),
         val=np.sort(np.array([row for group in val for row in group], dtype=np.int64)),
         test=np.sort(np.array([row for group in test for row in group], dtype=np.int64)),
-        how=f"random by reduced formula, seed {seed}, {VALIDATION_SHARE:.0%} validates, {test_share:.0%} tests",
+        how=f"random by reduced formula, seed {seed}, {val_share:.0%} validates, {test_share:.0%} tests",
     )
 
 

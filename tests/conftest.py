@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+pytest.register_assert_rewrite("testing", "suites")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,4 +24,49 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("FOUNDATION_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set FOUNDATION_DATA to the folder that holds it")
+    return folder
+
+
+class Answer(NamedTuple):
+    """What a command left behind: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def foundation(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The console command, inside this process."""
+    from foundation.cli import main
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 60 small crystals with formation energy, band gap (0.7 of them) and shear modulus (0.8)."""
+    from testing import compounds, make_store
+
+    return make_store(tmp_path_factory.mktemp("stores") / "tiny", compounds())
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny encoder's pretraining on formation energy and band gap, by the real command."""
+    from testing import QUIET, TINY
+
+    from foundation.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    words = ["pretrain", "--data.store", str(tiny_store), "--data.properties", "formation_energy_per_atom,band_gap"]
+    assert main([*words, *TINY, *QUIET, "--trainer.max_epochs", "2", "--out", str(folder)]) == 0
     return folder

@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     say(f"adapt: {config.property}; {len(split.train)} train, {len(split.val)} validate, {len(split.test)} test")
     for note in (split.how, *split.notes):
         say(note)
-    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, config.resume, group=name)
+    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, config.resume, name, config.compile)
     if config.seeds == 1:
         results, _ = _adapt_once(spec, config, strategy, pretrained, data, settings, recorded)
         if results:

@@ -34,6 +34,7 @@ def training_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--overwrite", type=bool, default=False, help="go on where OUT holds a run already")
     parser.add_argument("--resume", type=str | None, default=None, help="checkpoint of this run to go on from")
     parser.add_argument("--wandb", type=str | None, default=None, help="offline, online or off")
+    parser.add_argument("--compile", type=bool, default=False, help="compile the encoder; pays in long runs")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, split and order of batches")
     parser.add_argument("--train_size", type=int | None, default=None, help="the same as --data.train_size")
     parser.add_class_arguments(CrystalDataModule, "data", skip={"seed"})

@@ -55,7 +55,9 @@ def main(words: Sequence[str]) -> int:
     for index, head in enumerate(module.heads.values()):
         fit_scaler(head, data, data.names[index])
     module.card = make_card(spec, module, data)
-    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, config.resume, group="pretrain")
+    settings = RunSettings(
+        folder, config.wandb or default_mode(), config.seed, config.resume, "pretrain", config.compile
+    )
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
         print_metrics(results["test"], f"test crystals, {folder}")

@@ -91,7 +91,9 @@ class EdgeConvolution(nn.Module):
         messages = torch.cat([*to_scalars, *(message.flatten(1) for message in to_higher)], dim=1)
         gathered = messages.new_zeros(num_atoms, messages.shape[1]).index_add(0, edges.receiver, messages) * self.scale
         widths = [sum(m.shape[1] for m in to_scalars), *(m.shape[1] * m.shape[2] for m in to_higher)]
-        parts = gathered.split(widths, dim=1)
+        # Contiguous, since torch multiplies other layouts in another way once a weight is frozen, and the last bits
+        # of predictions would then depend on what trains.
+        parts = [part.contiguous() for part in gathered.split(widths, dim=1)]
         return [
             self.mix_scalars(parts[0]),
             *(

@@ -47,7 +47,7 @@ def with_layer_decay(stages: Sequence[str], rates: dict[str, float], decay: floa
         rates: Their rates.
         decay: Between 0 and 1.
     """
-    blocks = sorted({stage.rsplit(".", 1)[0] for stage in stages if stage.startswith("blocks.")})
+    blocks = list(dict.fromkeys(stage.rsplit(".", 1)[0] for stage in stages if stage.startswith("blocks.")))
     depth = {"embedding": len(blocks) + 1, "readout": 0}
     depth |= {block: len(blocks) - index for index, block in enumerate(blocks)}
     return {

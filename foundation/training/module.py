@@ -79,7 +79,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """Predictions in physical units: property name -> [B]."""
-        features = self.encoder(batch)
+        features = self.encoder.forward(batch)
         return {name: head.predict(head(features, batch), batch) for name, head in self.named_heads()}
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -159,7 +159,8 @@ class MultiTaskModule(lightning.LightningModule):
 
     def _losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
-        features = self.encoder(batch)
+        # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
+        features = self.encoder(batch) if self.training else self.encoder.forward(batch)
         sums, counts, predicted = [], [], {}
         for index, (name, head) in enumerate(self.named_heads()):
             target = batch.labels[:, index]  # [B]

@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
@@ -38,6 +39,7 @@ class RunSettings:
         seed: Seed of weights and batches.
         resume: Checkpoint of this run to go on from.
         group: Name that ties runs together in Weights & Biases.
+        compile: Whether the encoder's training step is compiled: slow to start, then two to three times faster.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class RunSettings:
     seed: int = 0
     resume: str | None = None
     group: str | None = None
+    compile: bool = False
 
 
 class EpochLines(Callback):
@@ -115,6 +118,8 @@ def train(
     if tracker is not None:
         loggers.append(tracker)
     trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, trainer_args)
+    if settings.compile:
+        module.encoder.compile(dynamic=True)
     started = time.perf_counter()
     with warnings.catch_warnings():
         _silence_lightning()
@@ -155,6 +160,9 @@ def _make_trainer(
         callbacks.append(ExponentialAverage(module.optimization.ema_decay))
     chosen = {key: value for key, value in trainer_args.items() if value is not None}
     chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
+    if SLURMEnvironment.detect():
+        # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
+        chosen["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
     with warnings.catch_warnings():
         _silence_lightning()
