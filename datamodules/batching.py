@@ -90,6 +90,7 @@ class GraphArrays:
             rows: [B] rows.
             labels: [B, P] labels of these rows, if wanted.
         """
+        batch = self.gather_atoms(rows)
         rows = np.asarray(rows, dtype=np.int64)
         atoms, num_atoms = _ragged(self.atom_ptr, rows)
         edges, num_edges = _ragged(self.edge_ptr, rows)
@@ -100,15 +101,22 @@ class GraphArrays:
         crystal_of_edge = np.repeat(np.arange(len(rows)), num_edges)
         difference = frac[sender] + self.shift[edges] - frac[receiver]
         vector = np.einsum("ej,ejk->ek", difference, self.lattices[rows][crystal_of_edge])
+        batch.edge_index = torch.from_numpy(np.stack([sender, receiver]))
+        batch.edge_vector = torch.from_numpy(vector).to(torch.get_default_dtype())
+        batch.cutoff = torch.from_numpy(np.asarray(self.cutoff[atoms], np.float64)).to(torch.get_default_dtype())
+        if labels is not None:
+            batch.labels = labels
+        return batch
+
+    def gather_atoms(self, rows: Sequence[int] | Ints) -> CrystalBatch:
+        """The same without edges and labels: what statistics over a whole training set need."""
+        rows = np.asarray(rows, dtype=np.int64)
+        atoms, num_atoms = _ragged(self.atom_ptr, rows)
         return CrystalBatch(
             z=torch.from_numpy(self.numbers[atoms].astype(np.int64)),
             batch=torch.from_numpy(np.repeat(np.arange(len(rows)), num_atoms)),
             num_atoms=torch.from_numpy(num_atoms),
-            edge_index=torch.from_numpy(np.stack([sender, receiver])),
-            edge_vector=torch.from_numpy(vector).to(torch.get_default_dtype()),
-            cutoff=torch.from_numpy(np.asarray(self.cutoff[atoms], dtype=np.float64)).to(torch.get_default_dtype()),
             row=torch.from_numpy(rows),
-            **({} if labels is None else {"labels": labels}),
         )
 
 

@@ -93,16 +93,27 @@ def neighbor_list(crystal: Crystal, recipe: NeighborRecipe) -> NeighborList:
     while True:
         radius = min(radius, recipe.max_cutoff)
         receiver, sender, shift, distance = fixed_cutoff_edges(crystal, radius)
-        order = np.lexsort((distance, receiver))
-        receiver, sender, shift, distance = receiver[order], sender[order], shift[order], distance[order]
-        counts = np.bincount(receiver, minlength=size)
-        starts = np.cumsum(counts) - counts
-        kth = np.full(size, np.inf)
-        full = counts >= recipe.num_neighbors
-        kth[full] = distance[starts[full] + recipe.num_neighbors - 1]
+        kth = _kth_distance(receiver, distance, size, recipe.num_neighbors)
         cutoff = np.minimum(kth + recipe.shell_width, recipe.max_cutoff)
         if radius >= cutoff.max():
             break
-        radius = float(kth.max()) + recipe.shell_width if full.all() else radius * 1.35
-    keep = distance < cutoff[receiver]
+        radius = float(kth.max()) + recipe.shell_width if np.isfinite(kth).all() else radius * 1.35
+    keep = np.flatnonzero(distance < cutoff[receiver])
+    keep = keep[np.argsort(receiver[keep], kind="stable")]
     return NeighborList(sender[keep], receiver[keep], shift[keep], cutoff)
+
+
+def _kth_distance(
+    receiver: npt.NDArray[np.int64], distance: npt.NDArray[np.float64], size: int, k: int
+) -> npt.NDArray[np.float64]:
+    """[N] distance to the k-th nearest neighbour of every atom, infinite where there are fewer."""
+    order = np.argsort(receiver, kind="stable")
+    receiver, distance = receiver[order], distance[order]
+    counts = np.bincount(receiver, minlength=size)
+    widest = int(counts.max(initial=0))
+    if widest < k:
+        return np.full(size, np.inf)
+    table = np.full((size, widest), np.inf)
+    table[receiver, np.arange(len(receiver)) - np.repeat(np.cumsum(counts) - counts, counts)] = distance
+    kth: npt.NDArray[np.float64] = np.partition(table, k - 1, axis=1)[:, k - 1]
+    return kth

@@ -106,7 +106,7 @@ def make_card(
                 **{part: len(data.split.rows(part)) for part in ("train", "val", "test")},
             },
             "labels": {name: len(data.training_labels(name)[0]) for name in data.names},
-            "elements": sorted(set(data.graphs.gather(data.split.train).z.tolist())),
+            "elements": sorted(set(data.graphs.gather_atoms(data.split.train).z.tolist())),
         },
         "pretrained": dict(pretrained) if pretrained else None,
         "versions": {
@@ -156,13 +156,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, card, weights)
 
 
-def save_folder(folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write a model as ``model.safetensors`` and ``card.json``."""
+def save_folder(folder: Path, module: MultiTaskModule) -> None:
+    """Write a finished model as ``model.safetensors`` and ``card.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}, folder / "model.safetensors"
-    )
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+        if not name.startswith("weighting.")
+    }
+    save_file(weights, folder / "model.safetensors")
+    (folder / "card.json").write_text(json.dumps(module.card, indent=1) + "\n")
 
 
 def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:

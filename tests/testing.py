@@ -32,6 +32,7 @@ TINY_ENCODER: dict[str, Any] = {
     "radial_hidden": 8,
 }
 TINY = [word for key, value in TINY_ENCODER.items() for word in (f"--encoder.{key}", str(value))]
+TINY += ["--data.val_share", "0.1", "--data.test_share", "0.1"]
 QUIET = ["--wandb", "off", "--compile", "false", "--trainer.accelerator", "cpu"]
 LABELS = ("formation_energy_per_atom", "band_gap", "shear_modulus")
 

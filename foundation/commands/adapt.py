@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, train, write_json
 from foundation.training.spec import ModelSpec, import_subclass
 
+# A maker, not the class itself: a key misspelt beside class_path is then named in the message.
+StrategyMaker = Callable[[], AdaptationStrategy]
+
 
 def parser() -> ArgumentParser:
     """The options of the command."""
     made = training_parser("foundation adapt", "Adapt a pretrained encoder to one property with few labels.")
     made.add_argument("--pretrained", type=str | None, default=None, help="checkpoint, run folder, or mp-small")
     made.add_argument("--property", type=str, help="the property to adapt to")
-    made.add_argument("--strategy", type=AdaptationStrategy, help="a name in configs/strategies, or class_path")
+    made.add_argument("--strategy", type=StrategyMaker, help="a name in configs/strategies, or class_path")
     made.add_argument("--unfreeze", type=str | None, default=None, help="patterns of parts to train, by commas")
     made.add_argument("--layer_decay", type=float | None, default=None, help="rate per block away from the readout")
     made.add_argument("--seeds", type=int, default=1, help="how many models; several are an ensemble")

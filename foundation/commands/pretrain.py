@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import build_module, make_card
+from foundation.checkpoint import build_module, make_card, save_folder
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
@@ -60,6 +60,7 @@ def main(words: Sequence[str]) -> int:
     )
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
+        save_folder(folder / "model", module)  # the form in which a finished encoder is shared
         print_metrics(results["test"], f"test crystals, {folder}")
     return 0
 
@@ -69,7 +70,7 @@ def fit_scaler(head: Any, data: CrystalDataModule, name: str) -> None:
     rows, labels = data.training_labels(name)
     if not len(rows):
         raise InputError(f"property {name}: no training crystal carries a label; drop its head or use another store")
-    head.fit_scaler(labels, data.graphs.gather(rows))
+    head.fit_scaler(labels, data.graphs.gather_atoms(rows))
 
 
 def _heads_in_store(heads: Any, data: CrystalDataModule) -> dict[str, Any]:

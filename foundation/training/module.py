@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -124,8 +125,14 @@ class MultiTaskModule(lightning.LightningModule):
             self.log(f"train/{name}/weight", weight)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        """Take in one batch."""
+        """Take in one batch.
+
+        Raises:
+            NonFiniteLoss: If a loss is NaN or infinite.
+        """
         sums, counts, predicted = self._losses(batch)
+        if not bool(torch.isfinite(sums).all()):
+            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
         for index, name in enumerate(self.names):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
@@ -178,10 +185,11 @@ class MultiTaskModule(lightning.LightningModule):
         return list(self.heads.items())  # type: ignore[arg-type]
 
     def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches  # asks for the loader, so that batches are counted below
         if self.optimization.schedule_epochs is None:
-            return int(self.trainer.estimated_stepping_batches)
-        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        return max(1, round(self.optimization.schedule_epochs * batches))
+            return int(steps)
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return max(1, self.optimization.schedule_epochs * per_epoch)
 
     def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
         bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]

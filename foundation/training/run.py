@@ -16,9 +16,9 @@ from typing import Any
 import lightning
 import torch
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
@@ -142,15 +142,11 @@ def _make_trainer(
 ) -> lightning.Trainer:
     callbacks: list[Callback] = [LearningRateMonitor("step")]
     if trainer_args.get("enable_checkpointing") is not False:
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=folder / "checkpoints",
-                filename="best",
-                monitor="val/loss" if validates else None,
-                save_last=True,
-                enable_version_counter=False,
-            )
-        )
+        kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+        # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
+        callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept))
+        if validates:
+            callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **kept))
     bar = trainer_args.get("enable_progress_bar") is not False
     if bar and sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))

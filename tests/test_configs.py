@@ -1,0 +1,101 @@
+"""Every configuration file parses and builds by its own first line; a typo in one is refused by name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Command
+
+from datamodules.datamodule import CrystalDataModule
+from foundation.paths import shipped_configs
+from foundation.training.module import MultiTaskModule
+from foundation.training.run import RunSettings
+
+CONFIGS = sorted(path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.yaml"))
+every_config = pytest.mark.parametrize("name", CONFIGS)
+
+
+class Built(list[tuple[MultiTaskModule, CrystalDataModule, RunSettings]]):
+    """What would have been trained."""
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Built:
+    """Let commands do everything but train."""
+    made = Built()
+
+    def keep(module: Any, data: Any, settings: Any, *_: Any) -> dict[str, Any]:
+        made.append((module, data, settings))
+        return {}
+
+    monkeypatch.setattr("foundation.commands.pretrain.train", keep)
+    monkeypatch.setattr("foundation.commands.adapt.train", keep)
+    return made
+
+
+def first_line(name: str, store: Path, run: Path) -> list[str]:
+    """The command in the first line of a file, its placeholders filled in."""
+    line = (shipped_configs() / name).read_text().splitlines()[0]
+    assert line.startswith("# foundation "), f"{name}: the first line is not the command that runs it"
+    filled = {"STORE": str(store), "NAME": "shear_modulus", "mp-small": str(run)}
+    return [filled.get(word, word) for word in shlex.split(line.removeprefix("# foundation "))]
+
+
+def with_file(words: list[str], name: str, file: Path) -> list[str]:
+    """The command with another file in the place of the configuration file of this name."""
+    changed = [words[0], *(str(file) if word in (f"configs/{name}", Path(name).stem) else word for word in words[1:])]
+    assert changed != words, f"{name}: the command in its first line does not use it"
+    return changed
+
+
+@every_config
+def test_it_builds_what_its_first_line_says(
+    name: str, foundation: Command, built: Built, tiny_store: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    answer = foundation(*first_line(name, tiny_store, tiny_run), "--out", tmp_path / "run", "--wandb", "off")
+    assert answer.code == 0, answer.err
+    ((module, data, settings),) = built
+    assert settings.folder == tmp_path / "run"
+    assert set(module.names) <= set(data.store.properties) | {"is_metal"}
+    assert set(module.rates) == set(module.encoder.stages())
+
+
+def keys_of(content: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all keys, those of free mappings such as the names of properties left out."""
+    if not isinstance(content, dict):
+        return []
+    found: list[tuple[str, ...]] = []
+    for key, value in content.items():
+        if path != ("heads",):
+            found.append((*path, key))
+        if path != ("task_weights",):
+            found += keys_of(value, (*path, key))
+    return found
+
+
+@every_config
+def test_a_typo_is_refused_by_name_and_nothing_is_written(
+    name: str, foundation: Command, built: Built, tiny_store: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    original = (shipped_configs() / name).read_text()
+    words = first_line(name, tiny_store, tiny_run)
+    keys = keys_of(yaml.safe_load(original))
+    assert keys
+    for path in keys:
+        content = yaml.safe_load(original)
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        place[f"{path[-1]}x"] = place.pop(path[-1])
+        file = tmp_path / Path(name).name
+        file.write_text(yaml.safe_dump(content))
+        answer = foundation(*with_file(words, name, file), "--out", tmp_path / "run", "--wandb", "off")
+        assert answer.code == 2, f"{'.'.join(path)}x was accepted"
+        assert answer.err.count("\n") == 1
+        assert f"{path[-1]}x" in answer.err, answer.err
+    assert not built
+    assert not (tmp_path / "run").exists()
