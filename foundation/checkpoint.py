@@ -146,7 +146,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         InputError: If it is torn, or made by another program or a later format version.
     """
     card, weights = _read_folder(path) if path.is_dir() else _read_file(path)
-    if card.get("format") != FORMAT:
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise InputError(f"{path}: a checkpoint of another project (it carries no card of ours)")
     if card.get("format_version") != FORMAT_VERSION:
         raise InputError(
@@ -154,6 +154,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "use the program's version that made it"
         )
     return Checkpoint(path, card, weights)
+
+
+def find_resumable(path: str, spec: ModelSpec) -> str:
+    """The file that a run of this architecture can go on from.
+
+    Args:
+        path: What ``find_members`` takes.
+        spec: Architecture of the run.
+
+    Raises:
+        InputError: If there is none, it is torn, or it belongs to another architecture.
+    """
+    members = find_members(path)
+    if len(members) > 1 or members[0].is_dir():
+        raise InputError(f"--resume {path}: give the .ckpt file of one run")
+    if load_checkpoint(members[0]).card["spec"] != spec.as_dict():
+        raise InputError(
+            f"--resume {path}: has another encoder or other heads than this run; resume with its own config"
+        )
+    return str(members[0])
 
 
 def save_folder(folder: Path, module: MultiTaskModule) -> None:
@@ -203,7 +223,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it is torn or holds more than tensors and plain values") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a checkpoint, or torn: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: not a checkpoint, or torn: {(str(error) or 'empty').splitlines()[0]}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: a checkpoint of another project (it has no state_dict)")
     return content.get("foundation", {}), content["state_dict"]

@@ -86,7 +86,7 @@ def test_results_hold_every_model_and_baseline(finished: Finished) -> None:
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     names = [row["model"] for row in rows]
-    assert names == ["linear_probe"] * 2 + ["from_scratch"] * 2 + ["median", "linear in composition"]
+    assert names == ["linear_probe"] * 2 + ["from_scratch"] * 2 + ["median predictor", "linear in composition"]
     assert all(float(row["test_mae (GPa)"]) > 0 for row in rows)
     probe, scratch = results["strategies"]
     assert probe["trainable_parameters"] < scratch["trainable_parameters"]
@@ -98,9 +98,7 @@ def test_results_hold_every_model_and_baseline(finished: Finished) -> None:
     assert not [path for path in out.rglob(".*") if path.is_file()]  # nothing temporary is left
 
 
-@pytest.mark.parametrize(
-    ("of", "parser"), [("pretrain", pretrain.parser), ("adapt/linear_probe/seed0", adapt.parser)]
-)
+@pytest.mark.parametrize(("of", "parser"), [("pretrain", pretrain.parser), ("adapt/linear_probe/seed0", adapt.parser)])
 def test_recorded_configurations_are_those_of_the_commands(
     finished: Finished, of: str, parser: Callable[[], Any]
 ) -> None:
@@ -166,7 +164,7 @@ def test_the_command_prints_table_places_and_what_is_next(
     monkeypatch.setattr("foundation.quickstart.run.run", lambda *_, **__: results)
     assert command.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    for word in ("linear_probe", "from_scratch", "median", "linear in composition", "GPa", "comparison.png"):
+    for word in ("linear_probe", "from_scratch", "median predictor", "linear in composition", "GPa", "comparison.png"):
         assert word in printed
     assert "foundation data import" in printed
     assert "--pretrained mp-small" in printed

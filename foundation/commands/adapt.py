@@ -14,7 +14,15 @@ from jsonargparse import ArgumentParser, Namespace
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation import plots
-from foundation.checkpoint import Checkpoint, build_module, find_members, load_checkpoint, make_card, transfer
+from foundation.checkpoint import (
+    Checkpoint,
+    build_module,
+    find_members,
+    find_resumable,
+    load_checkpoint,
+    make_card,
+    transfer,
+)
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, say, training_parser
 from foundation.commands.pretrain import fit_scaler
 from foundation.commands.report import print_metrics
@@ -56,6 +64,8 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--property: say which property to adapt to")
     if config.seeds < 1:
         raise InputError(f"--seeds {config.seeds}: give at least 1")
+    if config.seeds > 1 and config.resume:
+        raise InputError(f"--resume {config.resume}: goes on with one model, not with --seeds {config.seeds}")
     strategy = _strategy(config)
     pretrained = _pretrained(config.pretrained, strategy)
     data = CrystalDataModule(**config.data.as_dict(), seed=config.seed)
@@ -65,12 +75,17 @@ def main(words: Sequence[str]) -> int:
     )
     name = config.name or f"adapt-{config.property}-{strategy_name}"
     folder = claim_folder(config.out, name, config.resume, config.overwrite)
-    data.choose([config.property], spec.build_encoder().recipe)
+    encoder = spec.build_encoder()
+    strategy.rates(list(encoder.stages()))  # refuses what does not fit this encoder before anything is told or made
+    resume = find_resumable(config.resume, spec) if config.resume else None
+    data.choose([config.property], encoder.recipe)
     split = data.split
+    if config.unfreeze is not None:
+        say(f"--unfreeze takes the place of the strategy: {config.unfreeze} train")
     say(f"adapt: {config.property}; {len(split.train)} train, {len(split.val)} validate, {len(split.test)} test")
     for note in (split.how, *split.notes):
         say(note)
-    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, config.resume, name, config.compile)
+    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, name, config.compile)
     if config.seeds == 1:
         results, _ = _adapt_once(spec, config, strategy, pretrained, data, settings, recorded)
         if results:
@@ -187,7 +202,6 @@ def _strategy_as_config(words: list[str]) -> tuple[list[str], str]:
 def _strategy(config: Namespace) -> AdaptationStrategy:
     if config.unfreeze is not None:
         patterns = [pattern.strip() for pattern in config.unfreeze.split(",")]
-        say(f"--unfreeze takes the place of the strategy: {', '.join(patterns)} train")
         return Patterns(patterns, layer_decay=1.0 if config.layer_decay is None else config.layer_decay)
     if config.strategy is None:
         raise InputError("--strategy: choose one, such as linear_probe, last_blocks, full or from_scratch")

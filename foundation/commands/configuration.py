@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from datamodules.datamodule import CrystalDataModule
@@ -27,7 +28,7 @@ _OWN_TRAINER_ARGUMENTS = {"logger", "callbacks", "default_root_dir", "use_distri
 
 def training_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with what every training run takes: data, optimization, trainer, names and tracking."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file; later options override it")
     parser.add_argument("--name", type=str, help="name of the run; its folder is runs/NAME")
     parser.add_argument("--out", type=str | None, default=None, help="folder of the run, instead of runs/NAME")
@@ -115,7 +116,16 @@ def _resolve_configs(words: list[str]) -> list[str]:
         if word == "--config":
             if position + 1 == len(words):
                 raise InputError("--config: give a YAML file")
-            out[position + 1] = str(config_path(words[position + 1]))
+            out[position + 1] = _config_file(words[position + 1])
         elif word.startswith("--config="):
-            out[position] = f"--config={config_path(word.removeprefix('--config='))}"
+            out[position] = f"--config={_config_file(word.removeprefix('--config='))}"
     return out
+
+
+def _config_file(name: str) -> str:
+    path = config_path(name)
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not YAML: {one_line(str(error))}") from error
+    return str(path)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from datamodules.errors import InputError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argparse parser that raises its errors instead of printing its usage and leaving."""
+    """An argparse parser that raises its errors instead of printing its usage and leaving.
+
+    Options are taken as they are spelt: what begins like one is a typo.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as an InputError."""

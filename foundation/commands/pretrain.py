@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import build_module, make_card, save_folder
+from foundation.checkpoint import build_module, find_resumable, make_card, save_folder
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
@@ -48,6 +48,7 @@ def main(words: Sequence[str]) -> int:
     module = build_module(
         spec, Optimization(**config.optimization.as_dict()), weighting=_weighting(config.task_weights, list(heads))
     )
+    resume = find_resumable(config.resume, spec) if config.resume else None
     data.choose(module.names, module.encoder.recipe)
     say(f"pretrain: {', '.join(module.names)}; {len(data.split.train):,} crystals train; {data.split.how}")
     for note in data.split.notes:
@@ -55,9 +56,7 @@ def main(words: Sequence[str]) -> int:
     for index, head in enumerate(module.heads.values()):
         fit_scaler(head, data, data.names[index])
     module.card = make_card(spec, module, data)
-    settings = RunSettings(
-        folder, config.wandb or default_mode(), config.seed, config.resume, "pretrain", config.compile
-    )
+    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, "pretrain", config.compile)
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared

@@ -26,9 +26,13 @@ def main(words: Sequence[str]) -> int:
     """Run the command."""
     args = parser().parse_args(words)
     started, spent = time.perf_counter(), _processor_seconds()
+    import torch
+
     from foundation.commands.configuration import say
     from foundation.quickstart.run import run
 
+    # Batches of a few hundred edges gain nothing from a second thread, and lose much beside a busy neighbour.
+    torch.set_num_threads(1)
     out = Path(args.out)
     results = run(out, say, wandb=args.wandb)
     _print_results(results)

@@ -26,7 +26,7 @@ def baseline_errors(data: CrystalDataModule) -> dict[str, float]:
     fractions = _fractions(data)
     line = ridge(fractions[known], labels[known], fractions[data.split.test])
     return {
-        "median": float(np.abs(truth - np.median(labels[known])).mean()),
+        "median predictor": float(np.abs(truth - np.median(labels[known])).mean()),
         "linear in composition": float(np.abs(truth - line).mean()),
     }
 

@@ -55,13 +55,13 @@ class Training:
         }
 
 
-# Strategies by the name of their YAML file, each with the rate that did best among those tried within the
-# adaptation labels alone, whole alloy systems left out at a time.
+# Strategies by the name of their YAML file, each with the schedule that did best, or as well as the best, of those
+# tried within the adaptation labels alone, whole alloy systems left out at a time.
 STRATEGIES = {
-    "linear_probe": ("foundation.strategies.linear_probe.LinearProbe", Training(60, 1e-2, 16, 20)),
-    "last_blocks": ("foundation.strategies.last_blocks.LastBlocks", Training(60, 2e-3, 16, 20)),
+    "linear_probe": ("foundation.strategies.linear_probe.LinearProbe", Training(60, 5e-3, 16, 20)),
+    "last_blocks": ("foundation.strategies.last_blocks.LastBlocks", Training(60, 5e-3, 16, 20)),
     "full": ("foundation.strategies.full.Full", Training(60, 2e-3, 16, 20)),
-    "from_scratch": ("foundation.strategies.from_scratch.FromScratch", Training(60, 5e-3, 16, 20)),
+    "from_scratch": ("foundation.strategies.from_scratch.FromScratch", Training(100, 1e-3, 16, 20)),
 }
 
 
@@ -84,7 +84,7 @@ class Settings:
     encoder: Mapping[str, Any] = field(
         default_factory=lambda: {"irreps": "32x0e+16x1o+8x2e", "num_blocks": 3, "readout_channels": 64}
     )
-    pretraining: Training = Training(80, 5e-3, 32)
+    pretraining: Training = Training(40, 5e-3, 32)
     strategies: Mapping[str, tuple[str, Training]] = field(default_factory=lambda: dict(STRATEGIES))
 
 

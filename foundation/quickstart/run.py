@@ -93,8 +93,10 @@ def _plot(out: Path, results: Mapping[str, Any], pairs: Mapping[str, Values]) ->
     plots.parity(pairs, dict.fromkeys(pairs, UNIT), folder / "parity.png")
     baselines = results["baselines"]
     errors = {row["strategy"]: row["mae"] for row in results["strategies"]}
-    errors |= {name: [error] for name, error in baselines.items() if name != "median"}
-    plots.comparison(errors, baselines["median"], f"test MAE of {HELD_BACK} ({UNIT})", folder / "comparison.png")
+    errors |= {name: [error] for name, error in baselines.items() if name != "median predictor"}
+    plots.comparison(
+        errors, baselines["median predictor"], f"test MAE of {HELD_BACK} ({UNIT})", folder / "comparison.png"
+    )
 
 
 def _write_rows(path: Path, results: Mapping[str, Any]) -> None:
