@@ -13,7 +13,7 @@ import pytest
 from conftest import Answer, Command
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
-from testing import QUIET, compounds
+from testing import QUIET, batch_of, compounds
 
 from datamodules.crystals import Crystal
 from datamodules.store import CrystalStore
@@ -123,8 +123,6 @@ def test_a_store_keeps_its_ids_and_predictions_are_the_model_s(
     store = CrystalStore.open(tiny_store)
     assert [row["id"] for row in table] == store.ids
     assert [row["formula"] for row in table] == store.formulas
-    from testing import batch_of
-
     model = load_checkpoint(find_members(str(tiny_run))[0]).build()
     expected = Ensemble([model]).predict(
         [batch_of([store.crystal(row) for row in range(len(store))], model.encoder.recipe)]
