@@ -132,7 +132,7 @@ class CrystalDataModule(lightning.LightningDataModule):
                 folder=store.path / "graphs",
                 content_hash=store.content_hash,
                 recipe=self.recipe,
-                crystals=[store.crystal(row) for row in range(len(store))].__iter__,
+                crystals=lambda: (store.crystal(row) for row in range(len(store))),
                 static={
                     "atom_ptr": store.ptr,
                     "numbers": store.numbers,

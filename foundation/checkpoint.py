@@ -185,6 +185,7 @@ def save_folder(folder: Path, module: MultiTaskModule) -> None:
         if not name.startswith("weighting.")
     }
     save_file(weights, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
     (folder / "card.json").write_text(json.dumps(module.card, indent=1) + "\n")
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from datamodules.datamodule import CrystalDataModule
 from datamodules.properties import KNOWN
 from foundation.checkpoint import build_module
-from foundation.commands.pretrain import fit_scaler
 from foundation.training.optimization import Optimization
 from foundation.training.run import _silence_lightning
+from foundation.training.scaling import fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
 from foundation.training.weighting import UncertaintyWeights
 
@@ -51,8 +51,7 @@ def gradients(store: Path, batch_size: int, accumulate: int, **trainer_args: Any
         module = build_module(ModelSpec(TINY_ENCODER, heads), Optimization(), weighting=weighting).double()
         data = CrystalDataModule(str(store), batch_size=batch_size)
         data.choose(NAMES, module.encoder.recipe)
-        for name, head in module.named_heads():
-            fit_scaler(head, data, name)
+        fit_scalers(module, data)
         recorder = Recorder()
         lightning.Trainer(
             accelerator="cpu",

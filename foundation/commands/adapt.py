@@ -24,7 +24,6 @@ from foundation.checkpoint import (
     transfer,
 )
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, say, training_parser
-from foundation.commands.pretrain import fit_scaler
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.inference import Ensemble, evaluate
@@ -33,7 +32,8 @@ from foundation.strategies.patterns import Patterns
 from foundation.tracking import default_mode
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.run import RunSettings, claim_folder, train, write_json
+from foundation.training.run import RunSettings, claim_folder, clear_run, train, write_json
+from foundation.training.scaling import fit_scalers
 from foundation.training.spec import ModelSpec, import_subclass
 
 # A maker, not the class itself: a key misspelt beside class_path is then named in the message.
@@ -86,6 +86,8 @@ def main(words: Sequence[str]) -> int:
     for note in (split.how, *split.notes):
         say(note)
     settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, name, config.compile)
+    if config.overwrite and resume is None:
+        clear_run(folder)
     if config.seeds == 1:
         results, _ = _adapt_once(spec, config, strategy, pretrained, data, settings, recorded)
         if results:
@@ -144,7 +146,7 @@ def adapt_module(
         lines = transfer(module.encoder, pretrained) + lines
     else:
         lines = ["new: the whole encoder", *lines]
-    fit_scaler(module.heads[name], data, name)
+    fit_scalers(module, data)
     frozen = [stage for stage, rate in rates.items() if rate == 0]
     lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")
     source = None

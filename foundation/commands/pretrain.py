@@ -16,7 +16,8 @@ from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.tracking import default_mode
 from foundation.training.optimization import Optimization
-from foundation.training.run import RunSettings, claim_folder, train
+from foundation.training.run import RunSettings, claim_folder, clear_run, train
+from foundation.training.scaling import fit_scalers
 from foundation.training.spec import ModelSpec
 from foundation.training.weighting import FixedWeights, TaskWeighting, UncertaintyWeights
 
@@ -53,8 +54,9 @@ def main(words: Sequence[str]) -> int:
     say(f"pretrain: {', '.join(module.names)}; {len(data.split.train):,} crystals train; {data.split.how}")
     for note in data.split.notes:
         say(note)
-    for index, head in enumerate(module.heads.values()):
-        fit_scaler(head, data, data.names[index])
+    fit_scalers(module, data)
+    if config.overwrite and resume is None:
+        clear_run(folder)
     module.card = make_card(spec, module, data)
     settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, "pretrain", config.compile)
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
@@ -62,14 +64,6 @@ def main(words: Sequence[str]) -> int:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared
         print_metrics(results["test"], f"test crystals, {folder}")
     return 0
-
-
-def fit_scaler(head: Any, data: CrystalDataModule, name: str) -> None:
-    """Set a head's scale from the training labels of its property."""
-    rows, labels = data.training_labels(name)
-    if not len(rows):
-        raise InputError(f"property {name}: no training crystal carries a label; drop its head or use another store")
-    head.fit_scaler(labels, data.graphs.gather_atoms(rows))
 
 
 def _heads_in_store(heads: Any, data: CrystalDataModule) -> dict[str, Any]:

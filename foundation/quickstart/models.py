@@ -14,13 +14,13 @@ from tqdm import tqdm
 from datamodules.datamodule import CrystalDataModule
 from foundation.checkpoint import Checkpoint, build_module, load_checkpoint, make_card
 from foundation.commands.adapt import adapt_module
-from foundation.commands.pretrain import fit_scaler
 from foundation.inference import Ensemble, evaluate
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, Prepared
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, train
+from foundation.training.scaling import fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec, import_subclass
 
 Values = npt.NDArray[np.float64]
@@ -117,8 +117,7 @@ def pretrain(
     say(f"pretrain: {', '.join(data.names)}; {len(data.split.train)} crystals train; {data.split.how}")
     for note in data.split.notes:
         say(note)
-    for name, head in module.named_heads():
-        fit_scaler(head, data, name)
+    fit_scalers(module, data)
     module.card = make_card(spec, module, data)
     heads_config = {name: {"class_path": HEAD} for name in heads}
     trainer = training.trainer()

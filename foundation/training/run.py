@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.inference import Ensemble, evaluate
 from foundation.tracking import wandb_logger
+from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
 
@@ -91,6 +93,13 @@ def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool
     return Path(f"{folder}-{number}")
 
 
+def clear_run(folder: Path) -> None:
+    """Remove what an earlier run left in a folder that is to be overwritten, and nothing else."""
+    for pattern in ("config.yaml", "metrics*", "checkpoints", "model", "plots", "wandb", "seed*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def train(
     module: MultiTaskModule,
     data: CrystalDataModule,
@@ -121,7 +130,7 @@ def train(
     if settings.compile:
         module.encoder.compile(dynamic=True)
     started = time.perf_counter()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=settings.resume is not None):
         _silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     seconds = time.perf_counter() - started

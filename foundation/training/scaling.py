@@ -1,0 +1,22 @@
+"""The scale of every head, from training labels only."""
+
+from __future__ import annotations
+
+from datamodules.datamodule import CrystalDataModule
+from datamodules.errors import InputError
+from foundation.training.module import MultiTaskModule
+
+
+def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
+    """Set the scale of every head from the training labels of its property.
+
+    Raises:
+        InputError: If no training crystal carries a label of a property.
+    """
+    for name, head in module.named_heads():
+        rows, labels = data.training_labels(name)
+        if not len(rows):
+            raise InputError(
+                f"property {name}: no training crystal carries a label; drop its head or use another store"
+            )
+        head.fit_scaler(labels, data.graphs.gather_atoms(rows))
