@@ -22,8 +22,8 @@ from torch import Tensor
 from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
 from datamodules.properties import Property
+from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint, find_members, load_checkpoint
-from foundation.commands.adapt import adapt_module
 from foundation.paths import shipped_configs
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
@@ -204,7 +204,7 @@ class StrategySuite(ABC):
         data = CrystalDataModule(str(store), batch_size=8)
         data.choose(["band_gap"], spec.build_encoder().recipe)
         torch.manual_seed(7)
-        module, lines = adapt_module(spec, Optimization(), self.make(), checkpoint, data)
+        module, lines = Adaptation(spec, Optimization(), self.make(), checkpoint).module(data)
         assert lines[-1].startswith("frozen: ")
         return module, checkpoint, data
 

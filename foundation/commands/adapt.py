@@ -14,15 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation import plots
-from foundation.checkpoint import (
-    Checkpoint,
-    build_module,
-    find_members,
-    find_resumable,
-    load_checkpoint,
-    make_card,
-    transfer,
-)
+from foundation.adaptation import Adaptation
+from foundation.checkpoint import Checkpoint, find_members, find_resumable, load_checkpoint
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
@@ -33,7 +26,6 @@ from foundation.tracking import default_mode
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, clear_run, train, write_json
-from foundation.training.scaling import fit_scalers
 from foundation.training.spec import ModelSpec, import_subclass
 
 # A maker, not the class itself: a key misspelt beside class_path is then named in the message.
@@ -88,90 +80,43 @@ def main(words: Sequence[str]) -> int:
     settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, name, config.compile)
     if config.overwrite and resume is None:
         clear_run(folder)
-    if config.seeds == 1:
-        results, _ = _adapt_once(spec, config, strategy, pretrained, data, settings, recorded)
+    adaptation = Adaptation(spec, Optimization(**config.optimization.as_dict()), strategy, pretrained)
+    if config.seeds > 1:
+        _adapt_ensemble(adaptation, data, settings, config, recorded)
+    else:
+        results, _ = _adapt_once(adaptation, data, settings, config, recorded)
         if results:
             print_metrics(results["test"], f"test crystals, {folder}")
-        return 0
-    _adapt_ensemble(spec, config, strategy, pretrained, data, settings, recorded)
     return 0
 
 
+def _adapt_once(
+    adaptation: Adaptation, data: CrystalDataModule, settings: RunSettings, config: Namespace, recorded: dict[str, Any]
+) -> tuple[dict[str, Any], MultiTaskModule]:
+    lightning.seed_everything(settings.seed, verbose=False)
+    module, lines = adaptation.module(data)
+    for line in lines:
+        say(line)
+    data.order_seed = settings.seed
+    return train(module, data, settings, config.trainer.as_dict(), {**recorded, "seed": settings.seed}), module
+
+
 def _adapt_ensemble(
-    spec: ModelSpec,
-    config: Namespace,
-    strategy: AdaptationStrategy,
-    pretrained: Checkpoint | None,
-    data: CrystalDataModule,
-    settings: RunSettings,
-    recorded: dict[str, Any],
+    adaptation: Adaptation, data: CrystalDataModule, settings: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> None:
     models, errors = [], []
     for seed in range(config.seed, config.seed + config.seeds):
         member = replace(settings, folder=settings.folder / f"seed{seed}", seed=seed)
-        results, module = _adapt_once(spec, config, strategy, pretrained, data, member, recorded)
+        results, module = _adapt_once(adaptation, data, member, config, recorded)
         models.append(module)
         errors.append(results["test"] if results else {})
-    ensemble = Ensemble(models)
-    test, pairs = evaluate(ensemble, data, "test")
+    test, pairs = evaluate(Ensemble(models), data, "test")
     write_json(settings.folder / "metrics.json", {"members": errors, "test": test})
     (settings.folder / "config.yaml").write_text(yaml.safe_dump(recorded, sort_keys=False))
     plots.parity(pairs, {config.property: data.property_of(config.property).unit}, settings.folder / "plots/parity.png")
     for number, error in enumerate(errors):
         print_metrics(error, f"test crystals, seed {config.seed + number}")
     print_metrics(test, f"test crystals, mean of {len(models)} models, {settings.folder}")
-
-
-def adapt_module(
-    spec: ModelSpec,
-    optimization: Optimization,
-    strategy: AdaptationStrategy,
-    pretrained: Checkpoint | None,
-    data: CrystalDataModule,
-) -> tuple[MultiTaskModule, list[str]]:
-    """The module that an adaptation trains, and what was kept, new and dropped, one line each.
-
-    Args:
-        spec: Architecture: the encoder and the new head.
-        optimization: How weights are changed.
-        strategy: Which parts train.
-        pretrained: Where the encoder's weights come from.
-        data: The data, its property chosen; the head's scale comes from its training labels.
-    """
-    rates = strategy.rates(list(spec.build_encoder().stages()))
-    module = build_module(spec, optimization, rates=rates)
-    (name,) = spec.heads
-    lines = [f"new: a head for {name}"]
-    if pretrained is not None and strategy.starts_from_pretrained:
-        lines = transfer(module.encoder, pretrained) + lines
-    else:
-        lines = ["new: the whole encoder", *lines]
-    fit_scalers(module, data)
-    frozen = [stage for stage, rate in rates.items() if rate == 0]
-    lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")
-    source = None
-    if pretrained is not None and strategy.starts_from_pretrained:
-        source = {"path": str(pretrained.path), "data": pretrained.card["data"]}
-    module.card = make_card(spec, module, data, source)
-    return module, lines
-
-
-def _adapt_once(
-    spec: ModelSpec,
-    config: Namespace,
-    strategy: AdaptationStrategy,
-    pretrained: Checkpoint | None,
-    data: CrystalDataModule,
-    settings: RunSettings,
-    recorded: dict[str, Any],
-) -> tuple[dict[str, Any], MultiTaskModule]:
-    lightning.seed_everything(settings.seed, verbose=False)
-    optimization = Optimization(**config.optimization.as_dict())
-    module, lines = adapt_module(spec, optimization, strategy, pretrained, data)
-    for line in lines:
-        say(line)
-    data.order_seed = settings.seed
-    return train(module, data, settings, config.trainer.as_dict(), {**recorded, "seed": settings.seed}), module
 
 
 def _strategy_as_config(words: list[str]) -> tuple[list[str], str]:

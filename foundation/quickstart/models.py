@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from datamodules.datamodule import CrystalDataModule
+from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint, build_module, load_checkpoint, make_card
-from foundation.commands.adapt import adapt_module
 from foundation.inference import Ensemble, evaluate
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, Prepared
 from foundation.strategies.base import AdaptationStrategy
@@ -189,7 +189,8 @@ def _adapt(
     strategy: AdaptationStrategy = import_subclass(class_path, AdaptationStrategy)()
     data.choose([HELD_BACK], spec.build_encoder().recipe)
     data.order_seed = run.seed
-    module, _ = adapt_module(spec, Optimization(learning_rate=training.learning_rate), strategy, pretrained, data)
+    optimization = Optimization(learning_rate=training.learning_rate)
+    module, _ = Adaptation(spec, optimization, strategy, pretrained).module(data)
     trainer = {**training.trainer(), "enable_progress_bar": False}  # one bar for all models instead
     config = _config(module, data, run, trainer) | {
         "pretrained": str(pretrained.path),
