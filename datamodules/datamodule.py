@@ -156,21 +156,19 @@ class CrystalDataModule(lightning.LightningDataModule):
         return self._loader(self.split.train, shuffle=True, weights=weights)
 
     def val_dataloader(self) -> DataLoader[CrystalBatch]:
-        """Batches of the validation part."""
-        return self.loader("val")
+        """Batches of the validation part, shared among processes."""
+        return self._loader(self.split.val)
 
     def test_dataloader(self) -> DataLoader[CrystalBatch]:
-        """Batches of the test part."""
-        return self.loader("test")
+        """Batches of the test part, shared among processes."""
+        return self._loader(self.split.test)
 
     def loader(self, part: str) -> DataLoader[CrystalBatch]:
-        """Batches of "train", "val", "test" or "all", in order."""
-        return self._loader(self.split.rows(part), shuffle=False)
+        """All batches of "train", "val", "test" or "all", in order, for one process that evaluates alone."""
+        return self._loader(self.split.rows(part), distributed=False)
 
-    def _loader(
-        self, rows: Rows, shuffle: bool, weights: npt.NDArray[np.float64] | None = None
-    ) -> DataLoader[CrystalBatch]:
-        sampler = BatchedRows(rows, self.batch_size, shuffle=shuffle, seed=self.order_seed, weights=weights)
+    def _loader(self, rows: Rows, **order: Any) -> DataLoader[CrystalBatch]:
+        sampler = BatchedRows(rows, self.batch_size, seed=self.order_seed, **order)
         return DataLoader(_Batches(self.graphs, self.labels), sampler=sampler, batch_size=None)
 
     def _labelled(self) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,7 @@ class BatchedRows(Sampler[Rows]):
         shuffle: Whether the order changes every epoch.
         seed: Seed of the order.
         weights: [M] relative chance of each row; if given, rows are drawn with replacement.
+        distributed: Whether the processes of a distributed run share the rows; False gives every process all.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class BatchedRows(Sampler[Rows]):
         shuffle: bool = False,
         seed: int = 0,
         weights: npt.NDArray[np.float64] | None = None,
+        distributed: bool = True,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.weights = weights
+        self.distributed = distributed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,10 +49,10 @@ class BatchedRows(Sampler[Rows]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._cuts(_world()[1]))
+        return len(self._cuts(self._world()[1]))
 
     def __iter__(self) -> Iterator[Rows]:
-        rank, world = _world()
+        rank, world = self._world()
         order = self._order()
         for start, stop in self._cuts(world):
             yield order[start:stop][rank::world]
@@ -61,6 +64,11 @@ class BatchedRows(Sampler[Rows]):
         if len(cuts) > 1 and cuts[-1][1] - cuts[-1][0] < world:
             cuts[-2:] = [(cuts[-2][0], cuts[-1][1])]
         return cuts
+
+    def _world(self) -> tuple[int, int]:
+        if self.distributed and dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
 
     def _order(self) -> Rows:
         if not self.shuffle:
@@ -89,9 +97,3 @@ def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> 
     shares /= shares.sum()
     weights: npt.NDArray[np.float64] = (labelled * (shares / np.maximum(counts, 1.0))).sum(axis=1)
     return weights
-
-
-def _world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

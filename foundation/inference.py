@@ -89,7 +89,7 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
         target = data.labels[torch.from_numpy(rows), index].double().numpy()
         mean = predicted[name].mean(axis=1)
         known = ~np.isnan(target)
-        metrics = PropertyMetrics(classifier=name in ensemble.classifiers)
+        metrics = PropertyMetrics(classifier=name in ensemble.classifiers, distributed=False)
         metrics.update(torch.from_numpy(mean), torch.from_numpy(target))
         result: dict[str, Any] = {
             "unit": data.property_of(name).unit,

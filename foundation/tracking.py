@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from foundation.process import is_first_process
+
 
 def default_mode() -> str:
     """Say "online" where a key is set, "offline" elsewhere; the environment's WANDB_MODE wins."""
@@ -31,7 +33,7 @@ def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str
         group: Ties runs together.
         config: Recorded with the run.
     """
-    if mode == "off" or int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))) != 0:
+    if mode == "off" or not is_first_process():
         return None
     import wandb
 

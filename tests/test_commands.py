@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +181,26 @@ def test_the_shared_folder_is_the_same_model(tiny_run: Path) -> None:
     assert [
         name for name, tensor in checkpoint.build().state_dict().items() if not torch.equal(tensor, state[name])
     ] == []
+
+
+def test_two_processes_leave_one_run(tiny_store: Path, tmp_path: Path) -> None:
+    """Both processes run the whole command; one folder, one set of metrics over all test crystals is left."""
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.properties", "band_gap"]
+    words = ["pretrain", "--data.store", tiny_store, *TINY, *SHORT, *two, "--name", "both"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "foundation", *map(str, words)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["both"]
+    metrics = read(tmp_path / "runs" / "both" / "metrics.json")
+    assert (
+        metrics["test"]["band_gap"]["crystals"]
+        == load_checkpoint(tmp_path / "runs" / "both" / "checkpoints" / "last.ckpt").card["data"]["split"]["test"]
+    )
+    assert answer.stdout.count("median predictor mae") == 1

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import sampling
 from datamodules.sampling import BatchedRows, temperature_weights
 
 
@@ -29,7 +28,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, sampler: BatchedRows, world: int) -
     """Batches of every rank."""
     out = []
     for rank in range(world):
-        monkeypatch.setattr(sampling, "_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(sampler, "_world", lambda rank=rank: (rank, world))
         made = list(sampler)
         assert len(made) == len(sampler)
         out.append(made)

@@ -20,6 +20,7 @@ from foundation.commands.configuration import HeadMaker, head_spec, parse, plain
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.inference import Ensemble, evaluate
+from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.patterns import Patterns
 from foundation.tracking import default_mode
@@ -77,6 +78,8 @@ def main(words: Sequence[str]) -> int:
     say(f"adapt: {config.property}; {len(split.train)} train, {len(split.val)} validate, {len(split.test)} test")
     for note in (split.how, *split.notes):
         say(note)
+    if not len(split.test):
+        say("warning: no crystal is left to test on; the error of this model will be unknown")
     settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, name, config.compile)
     if config.overwrite and resume is None:
         clear_run(folder)
@@ -110,6 +113,8 @@ def _adapt_ensemble(
         results, module = _adapt_once(adaptation, data, member, config, recorded)
         models.append(module)
         errors.append(results["test"] if results else {})
+    if not is_first_process():
+        return
     test, pairs = evaluate(Ensemble(models), data, "test")
     write_json(settings.folder / "metrics.json", {"members": errors, "test": test})
     (settings.folder / "config.yaml").write_text(yaml.safe_dump(recorded, sort_keys=False))

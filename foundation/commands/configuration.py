@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from datamodules.properties import Property
 from foundation.commands.parsing import bracket_lists, one_line
 from foundation.paths import config_path
+from foundation.process import is_first_process
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec
 from heads import Head
@@ -101,8 +102,9 @@ def head_spec(head: Any, property: Property) -> HeadSpec:
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell the person at the terminal, once."""
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _with_underscores(word: str) -> str:

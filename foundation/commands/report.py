@@ -23,7 +23,7 @@ def print_metrics(results: Mapping[str, Mapping[str, Any]], title: str) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table; numbers stand to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
@@ -31,6 +31,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
+    console.print(title, style="bold", highlight=False)
     console.print(table)
 
 

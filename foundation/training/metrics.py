@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,25 @@ class PropertyMetrics(nn.Module):
 
     Args:
         classifier: Whether predictions are probabilities of class 1.
+        distributed: Whether the processes of a distributed run take in parts of one set.
     """
 
-    def __init__(self, classifier: bool = False) -> None:
+    def __init__(self, classifier: bool = False, distributed: bool = True) -> None:
         super().__init__()
         self.classifier = classifier
+        sync: dict[str, Any] = {"sync_on_compute": distributed}
         self.metrics = MetricCollection(
-            {"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC(), "f1": BinaryF1Score()}
+            {"accuracy": BinaryAccuracy(**sync), "auroc": BinaryAUROC(**sync), "f1": BinaryF1Score(**sync)}
             if classifier
-            else {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2Score()},
+            else {
+                "mae": MeanAbsoluteError(**sync),
+                "rmse": MeanSquaredError(squared=False, **sync),
+                "r2": R2Score(**sync),
+            },
             compute_groups=False,
         )
         # A metric, not a buffer: buffers are swapped with those of the averaged weights around validation.
-        self.num_labels = SumMetric()
+        self.num_labels = SumMetric(**sync)
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Take in [B] predictions and [B] targets, NaN where there is none."""

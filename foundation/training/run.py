@@ -25,6 +25,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation import plots
 from foundation.inference import Ensemble, evaluate
+from foundation.process import is_first_process
 from foundation.tracking import wandb_logger
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
@@ -82,6 +83,8 @@ def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool
         InputError: If ``out`` already holds a run.
     """
     folder = Path(out) if out is not None else Path("runs") / name
+    if not is_first_process():
+        return folder  # the first process decides; the others write nothing
     taken = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
     if not taken or resume is not None or overwrite:
         return folder
@@ -95,6 +98,8 @@ def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool
 
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in a folder that is to be overwritten, and nothing else."""
+    if not is_first_process():
+        return
     for pattern in ("config.yaml", "metrics*", "checkpoints", "model", "plots", "wandb", "seed*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -120,8 +125,10 @@ def train(
         What metrics.json holds.
     """
     folder = settings.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
+    first = is_first_process()
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     tracker = wandb_logger(settings.wandb, folder, settings.group, config)
     if tracker is not None:
@@ -130,7 +137,7 @@ def train(
     if settings.compile:
         module.encoder.compile(dynamic=True)
     started = time.perf_counter()
-    with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=settings.resume is not None):
+    with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None):
         _silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     seconds = time.perf_counter() - started
@@ -237,6 +244,7 @@ def _silence_lightning() -> None:
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*GPU available but not used.*",
         ".*Trying to infer the `batch_size`.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
