@@ -18,7 +18,7 @@ def parser() -> OneLineParser:
     made.add_argument("--data.trial", dest="trial", help="which trial of the lists")
     made.add_argument("--train-size", dest="train_size", type=int, help="which size of the trial")
     made.add_argument("--batch-size", dest="batch_size", type=int, default=64)
-    made.add_argument("--out", help="folder for metrics.json and plots; by default beside the checkpoint")
+    made.add_argument("--out", help="folder for metrics.json and plots; by default runs/evaluate-NAME-SPLIT")
     return made
 
 
@@ -54,15 +54,12 @@ def main(words: Sequence[str]) -> int:
         )
     data.choose(known, ensemble.recipe)
     results, pairs = evaluate(ensemble, data, args.split)
-    out = Path(args.out) if args.out else _beside(Path(args.checkpoint))
+    out = Path(args.out) if args.out else _folder(Path(args.checkpoint), args.split)
     out.mkdir(parents=True, exist_ok=True)
     content = {"checkpoint": args.checkpoint, "store": args.store, "split": args.split, args.split: results}
-    # Beside a run's own metrics.json this one has a name of its own, so that nothing is lost.
-    write_json(out / ("metrics.json" if args.out else f"metrics-{args.split}.json"), content)
-    plots.parity(
-        pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / f"parity-{args.split}.png"
-    )
-    print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}")
+    write_json(out / "metrics.json", content)
+    plots.parity(pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / "parity.png")
+    print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}, {out}")
     return 0
 
 
@@ -76,8 +73,7 @@ def _has(data: object, name: str) -> bool:
     return True
 
 
-def _beside(checkpoint: Path) -> Path:
-    """The run's folder of a checkpoint, or a folder under runs/ for one that ships."""
-    if checkpoint.is_file():
-        return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return checkpoint if checkpoint.is_dir() else Path("runs") / f"evaluate-{checkpoint.name}"
+def _folder(checkpoint: Path, part: str) -> Path:
+    """``runs/evaluate-NAME-PART``, where NAME is that of the checkpoint's run."""
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    return Path("runs") / f"evaluate-{run.stem}-{part}"
