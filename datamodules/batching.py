@@ -90,9 +90,9 @@ class GraphArrays:
             rows: [B] rows.
             labels: [B, P] labels of these rows, if wanted.
         """
-        batch = self.gather_atoms(rows)
         rows = np.asarray(rows, dtype=np.int64)
         atoms, num_atoms = _ragged(self.atom_ptr, rows)
+        batch = self._of_atoms(rows, atoms, num_atoms)
         edges, num_edges = _ragged(self.edge_ptr, rows)
         offset = np.repeat(np.cumsum(num_atoms) - num_atoms, num_edges)
         sender = self.sender[edges] + offset
@@ -111,7 +111,9 @@ class GraphArrays:
     def gather_atoms(self, rows: Sequence[int] | Ints) -> CrystalBatch:
         """The same without edges and labels: what statistics over a whole training set need."""
         rows = np.asarray(rows, dtype=np.int64)
-        atoms, num_atoms = _ragged(self.atom_ptr, rows)
+        return self._of_atoms(rows, *_ragged(self.atom_ptr, rows))
+
+    def _of_atoms(self, rows: Ints, atoms: Ints, num_atoms: Ints) -> CrystalBatch:
         return CrystalBatch(
             z=torch.from_numpy(self.numbers[atoms].astype(np.int64)),
             batch=torch.from_numpy(np.repeat(np.arange(len(rows)), num_atoms)),

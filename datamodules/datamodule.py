@@ -98,16 +98,18 @@ class CrystalDataModule(lightning.LightningDataModule):
         self._split = self._make_split()
         self._graphs = None
 
+    def has(self, name: str) -> bool:
+        """Whether the store has this property, or one that it follows from."""
+        return name in self.store.properties or (name in DERIVED and DERIVED[name].source in self.store.properties)
+
     def property_of(self, name: str) -> Property:
         """The property of this name in the store.
 
         Raises:
             InputError: If the store does not have it.
         """
-        if name in self.store.properties:
-            return self.store.properties[name]
-        if name in DERIVED and DERIVED[name].source in self.store.properties:
-            return DERIVED[name].property
+        if self.has(name):
+            return self.store.properties[name] if name in self.store.properties else DERIVED[name].property
         have = ", ".join(self.store.properties)
         raise InputError(f"store {self.store.path} has no property {name!r}; it has {have}")
 
@@ -207,8 +209,8 @@ class CrystalDataModule(lightning.LightningDataModule):
             return split
         places = [places] if isinstance(places, str) else places
         by = self.config["exclude_by"]
-        out_train = excluded_rows(self.store, split.train, places, by)
-        out_val = excluded_rows(self.store, split.val, places, by)
+        rows = np.concatenate([split.train, split.val])
+        out_train, out_val = np.split(excluded_rows(self.store, rows, places, by), [len(split.train)])
         note = (
             f"left out {out_train.sum()} of {len(split.train)} training and {out_val.sum()} of {len(split.val)} "
             f"validation crystals whose {by} stands in {', '.join(places)}"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
+from foundation.files import write_json
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.spec import ModelSpec
@@ -61,7 +62,6 @@ class Checkpoint:
         module.card = self.card
         own = {name: tensor for name, tensor in self.weights.items() if not name.startswith("weighting.")}
         missing, unexpected = module.load_state_dict(own, strict=False)
-        missing = [name for name in missing if not name.startswith("weighting.")]
         if missing or unexpected:
             raise InputError(f"{self.path}: weights do not fit its own description: {(missing + unexpected)[0]}")
         return module.eval()
@@ -186,7 +186,7 @@ def save_folder(folder: Path, module: MultiTaskModule) -> None:
     }
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
-    (folder / "card.json").write_text(json.dumps(module.card, indent=1) + "\n")
+    write_json(folder / "card.json", module.card)
 
 
 def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:

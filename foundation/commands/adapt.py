@@ -19,6 +19,7 @@ from foundation.checkpoint import Checkpoint, find_members, find_resumable, load
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
@@ -26,7 +27,7 @@ from foundation.strategies.patterns import Patterns
 from foundation.tracking import default_mode
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.run import RunSettings, claim_folder, clear_run, train, write_json
+from foundation.training.run import RunSettings, claim_folder, clear_run, train
 from foundation.training.spec import ModelSpec, import_subclass
 
 # A maker, not the class itself: a key misspelt beside class_path is then named in the message.
@@ -52,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     options = parser()
     words, strategy_name = _strategy_as_config(list(words))
     config = parse(options, words, default_config="configs/adapt.yaml")
-    recorded = plain(config, options)
+    recorded = plain(config)
     if not config.property:
         raise InputError("--property: say which property to adapt to")
     if config.seeds < 1:
@@ -117,7 +118,7 @@ def _adapt_ensemble(
         return
     test, pairs = evaluate(Ensemble(models), data, "test")
     write_json(settings.folder / "metrics.json", {"members": errors, "test": test})
-    (settings.folder / "config.yaml").write_text(yaml.safe_dump(recorded, sort_keys=False))
+    write_text(settings.folder / "config.yaml", yaml.safe_dump(recorded, sort_keys=False))
     plots.parity(pairs, {config.property: data.property_of(config.property).unit}, settings.folder / "plots/parity.png")
     for number, error in enumerate(errors):
         print_metrics(error, f"test crystals, seed {config.seed + number}")

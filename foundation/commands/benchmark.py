@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     from datamodules.errors import InputError
     from foundation.benchmark import run_benchmark
     from foundation.commands.report import number, print_table
-    from foundation.training.run import write_json
+    from foundation.files import write_json
 
     if args.data and not Path(args.data).is_file():
         raise InputError(f"--data {args.data}: no such file")

@@ -74,7 +74,7 @@ def parse(parser: ArgumentParser, words: Sequence[str], default_config: str) -> 
     return config
 
 
-def plain(config: Namespace, parser: ArgumentParser) -> dict[str, Any]:
+def plain(config: Namespace) -> dict[str, Any]:
     """The configuration as plain values, as config.yaml records it."""
     values: dict[str, Any] = config.clone().as_dict()
     values.pop("config", None)

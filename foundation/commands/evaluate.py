@@ -31,8 +31,8 @@ def main(words: Sequence[str]) -> int:
     from foundation.checkpoint import find_members, load_checkpoint
     from foundation.commands.configuration import say
     from foundation.commands.report import print_metrics
+    from foundation.files import write_json
     from foundation.inference import Ensemble, evaluate
-    from foundation.training.run import write_json
 
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
     trained = checkpoints[0].card["data"]
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
         config["exclude"] = None  # concerns training crystals only
     data = CrystalDataModule(**(config | {"batch_size": args.batch_size}))
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
-    known = [name for name in ensemble.names if _has(data, name)]
+    known = [name for name in ensemble.names if data.has(name)]
     if not known:
         raise InputError(
             f"store {args.store} has no label that {args.checkpoint} predicts: {', '.join(ensemble.names)}"
@@ -61,16 +61,6 @@ def main(words: Sequence[str]) -> int:
     plots.parity(pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / "parity.png")
     print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}, {out}")
     return 0
-
-
-def _has(data: object, name: str) -> bool:
-    from datamodules.errors import InputError
-
-    try:
-        data.property_of(name)  # type: ignore[attr-defined]
-    except InputError:
-        return False
-    return True
 
 
 def _folder(checkpoint: Path, part: str) -> Path:

@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     """Run the command."""
     options = parser()
     config = parse(options, words, default_config="configs/pretrain.yaml")
-    recorded = plain(config, options)
+    recorded = plain(config)
     data = CrystalDataModule(**config.data.as_dict(), seed=config.seed)
     heads = _heads_in_store(config.heads, data)
     folder = claim_folder(config.out, config.name or "pretrain", config.resume, config.overwrite)
@@ -80,12 +80,10 @@ def _heads_in_store(heads: Any, data: CrystalDataModule) -> dict[str, Any]:
         return {name: heads[name] for name in names}
     kept = {}
     for name, head in heads.items():
-        try:
-            data.property_of(name)
-        except InputError:
-            say(f"warning: store {data.store.path} has no property {name!r}; its head is dropped")
-        else:
+        if data.has(name):
             kept[name] = head
+        else:
+            say(f"warning: store {data.store.path} has no property {name!r}; its head is dropped")
     if not kept:
         raise InputError(
             f"store {data.store.path} has none of the configured properties {', '.join(heads)}; "

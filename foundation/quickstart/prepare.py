@@ -12,8 +12,8 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.importing import import_store
+from foundation.files import write_json
 from foundation.quickstart import alloys
-from foundation.training.run import write_json
 
 HELD_BACK = "shear_modulus"
 PLENTIFUL = tuple(name for name in alloys.LABELS if name != HELD_BACK)

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN
 from foundation import plots
+from foundation.files import write_json, write_text
 from foundation.quickstart.baselines import baseline_errors
 from foundation.quickstart.models import Settings, adapt_all, few_labels, pretrain
 from foundation.quickstart.prepare import HELD_BACK, prepare
-from foundation.training.run import RunSettings, write_json
+from foundation.training.run import RunSettings
 
 Say = Callable[[str], None]
 Values = npt.NDArray[np.float64]
@@ -109,6 +110,4 @@ def _write_rows(path: Path, results: Mapping[str, Any]) -> None:
             table.writerow([row["strategy"], seed, f"{error:.6g}", row["trainable_parameters"], seconds])
     for name, error in results["baselines"].items():
         table.writerow([name, "", f"{error:.6g}", "", ""])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue())
-    os.replace(temporary, path)
+    write_text(path, text.getvalue())

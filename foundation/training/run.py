@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -24,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation import plots
+from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.process import is_first_process
 from foundation.tracking import wandb_logger
@@ -128,7 +127,7 @@ def train(
     first = is_first_process()
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     tracker = wandb_logger(settings.wandb, folder, settings.group, config)
     if tracker is not None:
@@ -209,29 +208,8 @@ def _report(
     return results
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values; NaN and infinities become null, which every JSON reader knows."""
-    _write(path, json.dumps(_finite(content), indent=1) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    if isinstance(content, float) and not torch.isfinite(torch.tensor(content)):
-        return None
-    return content
-
-
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _silence_lightning() -> None:
