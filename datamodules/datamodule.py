@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching import CrystalBatch, GraphArrays, cached_graphs
+from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
+from datamodules.graph_cache import cached_graphs
 from datamodules.properties import DERIVED, Property
 from datamodules.sampling import BatchedRows, temperature_weights
 from datamodules.splits import Split, split_by_formula, split_from_lists
@@ -129,19 +130,7 @@ class CrystalDataModule(lightning.LightningDataModule):
     def graphs(self) -> GraphArrays:
         """Graphs of the whole store, from its cache."""
         if self._graphs is None:
-            store = self.store
-            self._graphs = cached_graphs(
-                folder=store.path / "graphs",
-                content_hash=store.content_hash,
-                recipe=self.recipe,
-                crystals=lambda: (store.crystal(row) for row in range(len(store))),
-                static={
-                    "atom_ptr": store.ptr,
-                    "numbers": store.numbers,
-                    "frac_coords": store.frac_coords,
-                    "lattices": store.lattices,
-                },
-            )
+            self._graphs = cached_graphs(self.store, self.recipe)
         return self._graphs
 
     def training_labels(self, name: str) -> tuple[Rows, Tensor]:
