@@ -113,7 +113,7 @@ def _steps(
         optimizer.step()
         optimizer.zero_grad()
         average.update()
-        steps, loss = steps + 1, float(error)
+        steps, loss = steps + 1, float(error.detach())
         if not math.isfinite(loss):
             break
         before, used = used, clock.seconds()
