@@ -73,6 +73,7 @@ def errors_of(rows: list[dict[str, Any]], model: str) -> dict[float, float]:
 def plot(out: Path, tasks: list[Task], rows: list[dict[str, Any]]) -> None:
     """Error against seconds, one panel per task, with the median predictor as a line."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, NullLocator
 
     figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.8), squeeze=False, layout="constrained")
     for axis, task in zip(axes[0], tasks, strict=True):
@@ -83,6 +84,11 @@ def plot(out: Path, tasks: list[Task], rows: list[dict[str, Any]]) -> None:
         axis.axhline(task.baselines()["median predictor"], color="gray", linestyle="--", label="median predictor")
         axis.set(title=task.name, xlabel="seconds of training", ylabel=f"error ({task.unit})")
         axis.set(xscale="log", yscale="log")
+        budgets = sorted({row["budget"] for row in own})
+        axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+        axis.xaxis.set_minor_locator(NullLocator())
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which(FormatStrFormatter("%.3g"))
         axis.legend()
     save(figure, out)
 
