@@ -29,6 +29,7 @@ from foundation.tracking import wandb_logger
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def _report(
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "encoder": {"config_hash": ModelSpec.from_dict(module.card["spec"]).encoder_hash},
         "split": data.split.how,
         "notes": data.split.notes,
     }
