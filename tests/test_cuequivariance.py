@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from testing import close, default_dtype
+from testing import batch_of, close, compounds, default_dtype, tiny_encoder
 
 from datamodules.errors import InputError
 from foundation.encoder.cuequivariance import CuEquivarianceProduct
@@ -63,6 +63,15 @@ def test_it_adds_nothing_to_a_checkpoint() -> None:
 def test_a_path_of_unnatural_parity_is_refused() -> None:
     with pytest.raises(ValueError, match="no product of natural parity from 1 x 1 to 1"):
         CuEquivarianceProduct(1, 1, 1, CHANNELS)
+
+
+@pytest.mark.usefixtures("backend")
+def test_an_encoder_predicts_the_same_with_either_backend() -> None:
+    plain = tiny_encoder()
+    other = tiny_encoder(seed=1, products="cuequivariance")
+    other.load_state_dict(plain.state_dict())  # strict: the backend has no weights of its own
+    batch = batch_of(compounds(4), plain.recipe)
+    close(other(batch).detach(), plain(batch).detach(), 1e-5)
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from datamodules.graph import NeighborRecipe
 from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
 from foundation.encoder.elements import NUM_ELEMENTS, element_descriptors, element_radii
 from foundation.encoder.irreps import split_channels, to_e3nn
-from foundation.encoder.node import NodeUpdate
+from foundation.encoder.node import NodeUpdate, Products
 from foundation.encoder.radial import GaussianBasis, envelope
 
 
@@ -94,6 +94,7 @@ class EquivariantEncoder(nn.Module):
         num_neighbors: Nearest neighbours that every atom sees in full.
         shell_width: Angstrom beyond the last of these over which further neighbours fade out.
         max_cutoff: Angstrom beyond which no atom is seen.
+        products: "plain", or "cuequivariance" for NVIDIA's kernels; the numbers and the weights are the same.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class EquivariantEncoder(nn.Module):
         num_neighbors: int = 12,
         shell_width: float = 0.5,
         max_cutoff: float = 10.0,
+        products: Products = "plain",
     ) -> None:
         super().__init__()
         channels = split_channels(o3.Irreps(irreps))
@@ -118,7 +120,7 @@ class EquivariantEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 EdgeConvolution(irreps, num_radial, radial_hidden, num_neighbors, first=index == 0),
-                NodeUpdate(irreps),
+                NodeUpdate(irreps, products),
             )
             for index in range(num_blocks)
         )
