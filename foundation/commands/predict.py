@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
     paths = _expand(args.paths)
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
-    seen = {z for checkpoint in checkpoints for z in _elements_seen(checkpoint.card)}
+    seen = {z for checkpoint in checkpoints for z in checkpoint.elements_seen}
     out = Path(args.out)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
@@ -156,12 +156,6 @@ def _formula(record: Record) -> str:
     from datamodules.matching import reduced_formula
 
     return reduced_formula(record.crystal.numbers) if record.crystal is not None and len(record.crystal) else ""
-
-
-def _elements_seen(card: dict[str, object]) -> set[int]:
-    data: dict[str, list[int]] = card["data"]  # type: ignore[assignment]
-    source: dict[str, dict[str, list[int]]] | None = card["pretrained"]  # type: ignore[assignment]
-    return set(data["elements"]) | (set(source["data"]["elements"]) if source else set())
 
 
 def _expand(given: Sequence[str]) -> list[Path]:
