@@ -52,6 +52,12 @@ class Checkpoint:
         """Its architecture."""
         return ModelSpec.from_dict(self.card["spec"])
 
+    @property
+    def elements_seen(self) -> set[int]:
+        """Atomic numbers in the crystals that it was trained on, and in those of the encoder it started from."""
+        source = self.card["pretrained"]
+        return set(self.card["data"]["elements"]) | (set(source["data"]["elements"]) if source else set())
+
     def build(self) -> MultiTaskModule:
         """The model with its weights, ready to predict.
 

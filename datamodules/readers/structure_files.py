@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 
 from datamodules.crystals import Crystal, as_crystal
 from datamodules.errors import InputError
+from datamodules.readers.cif import cif_blocks, crystal_of_cif
 from datamodules.readers.record import (
     Label,
     Record,
@@ -32,7 +32,6 @@ from datamodules.readers.record import (
 _SUFFIXES = {".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".xsf", ".res", ".gen", ".db", ".traj"}
 _ID_KEYS = ("id", "material_id", "name")
 _STATE = {"numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges", "spacegroup_kinds"}
-_CIF_BLOCK = re.compile(r"(?im)^(?=data_)")
 
 
 def is_structure_file(path: Path) -> bool:
@@ -100,7 +99,7 @@ def crystal_of_text(text: str, id: str) -> Crystal:
         ValueError: "disordered" for partial occupancy; pymatgen's or ASE's own errors for bad text.
     """
     if "_cell_length" in text.lower():
-        return _crystal_of_cif(text, id)
+        return crystal_of_cif(text, id)
     from ase.io.vasp import read_vasp
 
     return as_crystal(read_vasp(io.StringIO(text)), id)
@@ -111,28 +110,16 @@ def _text(path: Path) -> str:
     return read_bytes(path).decode("utf-8", errors="replace")
 
 
-def _crystal_of_cif(text: str, id: str) -> Crystal:
-    from pymatgen.io.cif import CifParser
-
-    with warnings.catch_warnings():
-        # pymatgen warns of rounded coordinates and the like in nearly every file of the field
-        warnings.simplefilter("ignore")
-        structures = CifParser.from_str(text, check_cif=False).parse_structures(primitive=False, on_error="raise")
-    return as_crystal(structures[0], id)
-
-
 def _read_cif(path: Path, source: str) -> Iterator[Record]:
     try:
-        blocks = [block for block in _CIF_BLOCK.split(_text(path)) if block.lower().startswith("data_")]
+        blocks = cif_blocks(_text(path))
     except InputError as error:
         yield Record(source, 0, bare_name(path), None, problem="unreadable", detail=str(error))
         return
-    # Blocks without atoms hold the bibliography; a file of such blocks only is unreadable.
-    blocks = [block for block in blocks if "_atom_site" in block] or blocks[:1] or [""]
     for index, block in enumerate(blocks):
         id = block[:200].split(maxsplit=1)[0][5:] if len(blocks) > 1 else ""
         id = id or bare_name(path)
-        yield make_record(source, index, id, partial(_crystal_of_cif, block, id))
+        yield make_record(source, index, id, partial(crystal_of_cif, block, id))
 
 
 def _read_xyz(path: Path, source: str) -> Iterator[Record]:

@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     paths = _expand(args.paths)
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
-    seen = {z for checkpoint in checkpoints for z in _elements_seen(checkpoint.card)}
+    seen = {z for checkpoint in checkpoints for z in checkpoint.elements_seen}
     out = Path(args.out)
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
@@ -66,12 +66,6 @@ def main(words: Sequence[str]) -> int:
         f"{out}: {', '.join(f'{count} {status}' for status, count in sorted(counts.items())) or 'no structure found'}"
     )
     return 0 if any(status in counts for status in PREDICTED) else 1
-
-
-def _elements_seen(card: dict[str, object]) -> set[int]:
-    data: dict[str, list[int]] = card["data"]  # type: ignore[assignment]
-    source: dict[str, dict[str, list[int]]] | None = card["pretrained"]  # type: ignore[assignment]
-    return set(data["elements"]) | (set(source["data"]["elements"]) if source else set())
 
 
 def _expand(given: Sequence[str]) -> list[Path]:
