@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -139,7 +140,9 @@ class Compilation(Callback):
             _say(trainer, f"compile: took {_duration(time.perf_counter() - started)}")
         _compiled_here.add(key)
         if folder is not None:
-            (folder / f"foundation-{key}").touch()
+            with suppress(OSError):  # without the mark, the next run takes this cache for a cold one
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"foundation-{key}").touch()
         return True
 
 
