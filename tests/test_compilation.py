@@ -162,13 +162,15 @@ def test_where_compiling_fails(pretrain: Run, tmp_path: Path, monkeypatch: pytes
         self._compiled_call_impl = None if disable else failing
 
     monkeypatch.setattr(EquivariantEncoder, "compile", compile)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     paying(monkeypatch, True)
+    problem = "torch.compile fails here: no header; if a job was killed while it compiled, remove "
     answer = pretrain("auto", "--compile", "auto")
-    assert "compile: no, torch.compile fails here: no header\n" in answer.err
+    assert f"compile: no, {problem}{tmp_path / 'cache'}\n" in answer.err
     assert numerics(tmp_path / "auto")["compiled"] is False
     answer = pretrain("asked", "--compile", "true")
     assert answer.code == 2
-    assert answer.err.splitlines()[-1].endswith("torch.compile fails here: no header; use --compile auto")
+    assert answer.err.splitlines()[-1].endswith(f"{problem}{tmp_path / 'cache'}, or use --compile auto")
 
 
 @pytest.mark.skipif(compilation._missing_compiler() is not None, reason="no C++ compiler")

@@ -130,9 +130,13 @@ class Compilation(Callback):
         try:
             _step_seconds(trainer, module, batch)
         except (RuntimeError, OSError) as error:
-            problem = f"torch.compile fails here: {str(error).strip().splitlines()[0]}"
+            # A process killed while it compiles leaves a torn file, and a cache that lasts would keep it for good.
+            problem = (
+                f"torch.compile fails here: {str(error).strip().splitlines()[0]}; if a job was killed while it "
+                f"compiled, remove {folder or 'the compiler cache of torch'}"
+            )
             if self.asked is True:
-                raise InputError(f"--compile true: {problem}; use --compile auto") from error
+                raise InputError(f"--compile true: {problem}, or use --compile auto") from error
             module.encoder.compile(disable=True)
             _say(trainer, f"compile: no, {problem}")
             return False
