@@ -58,7 +58,7 @@ def crystals(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Crystals:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(tmp_path, {}, [1.0, 2.0], [1e-3, 3e-3], 1, 1, 1, "cpu", 300.0, TINY_ENCODER)
+    return Plan(tmp_path, {}, [1.0, 2.0], [1e-3, 3e-3], 1, 1, 1, "cpu", accuracy.COMPILE_FROM, TINY_ENCODER)
 
 
 def ours(crystals: Crystals, **changes: Any) -> Ours:
@@ -195,6 +195,8 @@ def test_every_model_is_told_the_same(plan: Plan) -> None:
     shared = [{key: value for key, value in job.items() if key not in own} for job in jobs.values()]
     assert shared[0] == shared[1] == shared[2]
     assert shared[0]["batch_size"] == 16
+    short = job_of(plan, Cell("gv", "ours", "final", 300.0, 1e-3, 0), data)
+    assert not short["compile"], "compiling would take most of the budget"
     assert {model: job["compile"] for model, job in jobs.items()} == {"ours": True, "nequip": True, "alignn": False}
     assert job_of(plan, Cell("gv", "ours", "final", 120.0, 1e-3, 0), {**data, "fitted": 5000})["batch_size"] == 32
 
