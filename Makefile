@@ -7,11 +7,11 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := datamodules heads foundation
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint benchmark clean
+.PHONY: help install quickstart test lint benchmark benchmark-full benchmark-accuracy clean
 .DELETE_ON_ERROR:
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 install: $(INSTALLED)  ## make .venv/ with everything in it
 
@@ -39,6 +39,14 @@ lint: $(INSTALLED)  ## what pre-commit runs: ruff and mypy
 
 benchmark: $(INSTALLED)  ## training, predicting and graph building rates; OUT=FILE keeps them
 	$(BIN)/foundation benchmark $(if $(OUT),--out $(OUT))
+
+# PEERS='nequip=ENV/bin/python alignn=ENV/bin/python': see foundation/benchmarks/peers/README.md
+benchmark-full: $(INSTALLED)  ## where time goes, how cost grows, peers side by side; OUT=DIR PEERS=...
+	$(BIN)/foundation benchmark full --out $(or $(OUT),runs/benchmark-full) $(if $(PEERS),--peers $(PEERS))
+
+benchmark-accuracy: $(INSTALLED)  ## error at equal processor time, beside the peers; OUT=DIR PEERS=...
+	OMP_NUM_THREADS=1 $(BIN)/foundation benchmark accuracy --jobs 2 --out $(or $(OUT),runs/benchmark-accuracy) \
+		$(if $(PEERS),--peers $(PEERS))
 
 clean:  ## remove caches and build outputs; .venv/ and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

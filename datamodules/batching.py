@@ -6,14 +6,8 @@ translation, per atom the cutoff. Vectors are made of them for a whole batch at 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +17,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from datamodules.crystals import Crystal
-from datamodules.graph import NeighborRecipe, neighbor_list
+from datamodules.graph import NeighborList, NeighborRecipe, neighbor_list
 
 Ints = npt.NDArray[np.int64]
+
+_INDEX = (np.uint8, np.uint16, np.uint32)  # types of an index inside a crystal, and of a lattice translation
+_SHIFT = (np.int8, np.int16, np.int32, np.int64)
 
 
 class CrystalBatch(Data):  # type: ignore[misc]
@@ -92,18 +89,24 @@ class GraphArrays:
         """
         rows = np.asarray(rows, dtype=np.int64)
         atoms, num_atoms = _ragged(self.atom_ptr, rows)
-        batch = self._of_atoms(rows, atoms, num_atoms)
         edges, num_edges = _ragged(self.edge_ptr, rows)
-        offset = np.repeat(np.cumsum(num_atoms) - num_atoms, num_edges)
-        sender = self.sender[edges] + offset
-        receiver = self.receiver[edges] + offset
-        frac = self.frac_coords[atoms]
-        crystal_of_edge = np.repeat(np.arange(len(rows)), num_edges)
-        difference = frac[sender] + self.shift[edges] - frac[receiver]
-        vector = np.einsum("ej,ejk->ek", difference, self.lattices[rows][crystal_of_edge])
-        batch.edge_index = torch.from_numpy(np.stack([sender, receiver]))
-        batch.edge_vector = torch.from_numpy(vector).to(torch.get_default_dtype())
-        batch.cutoff = torch.from_numpy(np.asarray(self.cutoff[atoms], np.float64)).to(torch.get_default_dtype())
+        first_atom = np.repeat(np.cumsum(num_atoms) - num_atoms, num_edges)  # [E]
+        ends = np.empty((2, len(edges)), dtype=np.int64)
+        np.add(self.sender.take(edges), first_atom, out=ends[0])
+        np.add(self.receiver.take(edges), first_atom, out=ends[1])
+        # Components come first, so that every operation runs along the edges, and take() copies several times faster
+        # than indexing with an array does.
+        frac = np.ascontiguousarray(self.frac_coords.take(atoms, axis=0).T)  # [3, N]
+        difference = frac.take(ends[0], axis=1)
+        difference += self.shift.take(edges, axis=0).T
+        difference -= frac.take(ends[1], axis=1)
+        lattices = np.repeat(self.lattices[rows].transpose(1, 2, 0), num_edges, axis=2)  # [3, 3, E]
+        vector = np.einsum("je,jke->ke", difference, lattices)
+        dtype = torch.get_default_dtype()  # geometry is float64 up to here
+        batch = self._of_atoms(rows, atoms, num_atoms)
+        batch.edge_index = torch.from_numpy(ends)
+        batch.edge_vector = torch.from_numpy(vector).to(dtype).T.contiguous()
+        batch.cutoff = torch.from_numpy(self.cutoff.take(atoms)).to(dtype)
         if labels is not None:
             batch.labels = labels
         return batch
@@ -115,7 +118,7 @@ class GraphArrays:
 
     def _of_atoms(self, rows: Ints, atoms: Ints, num_atoms: Ints) -> CrystalBatch:
         return CrystalBatch(
-            z=torch.from_numpy(self.numbers[atoms].astype(np.int64)),
+            z=torch.from_numpy(self.numbers.take(atoms).astype(np.int64)),
             batch=torch.from_numpy(np.repeat(np.arange(len(rows)), num_atoms)),
             num_atoms=torch.from_numpy(num_atoms),
             row=torch.from_numpy(rows),
@@ -137,16 +140,20 @@ def structure_to_graph(crystal: Crystal, recipe: NeighborRecipe | None = None) -
 def build_graphs(crystals: Iterable[Crystal], recipe: NeighborRecipe) -> GraphArrays:
     """Find the edges of every crystal and concatenate them."""
     crystals = list(crystals)
-    lists = [neighbor_list(crystal, recipe) for crystal in crystals]
+    return join_graphs(crystals, [neighbor_list(crystal, recipe) for crystal in crystals])
+
+
+def join_graphs(crystals: Sequence[Crystal], lists: Sequence[NeighborList]) -> GraphArrays:
+    """Concatenate M crystals and their M neighbour lists, indices in the smallest type that holds them."""
     return GraphArrays(
         atom_ptr=_pointers([len(crystal) for crystal in crystals]),
         edge_ptr=_pointers([len(edges.sender) for edges in lists]),
         numbers=_joined([crystal.numbers for crystal in crystals], (0,), np.int64),
         frac_coords=_joined([crystal.frac_coords for crystal in crystals], (0, 3), np.float64),
         lattices=np.stack([crystal.lattice for crystal in crystals]) if crystals else np.zeros((0, 3, 3)),
-        sender=_joined([edges.sender for edges in lists], (0,), np.int32),
-        receiver=_joined([edges.receiver for edges in lists], (0,), np.int32),
-        shift=_joined([edges.shift for edges in lists], (0, 3), np.int32),
+        sender=_smallest(_joined([edges.sender for edges in lists], (0,), np.int64), *_INDEX),
+        receiver=_smallest(_joined([edges.receiver for edges in lists], (0,), np.int64), *_INDEX),
+        shift=_smallest(_joined([edges.shift for edges in lists], (0, 3), np.int64), *_SHIFT),
         cutoff=_joined([edges.cutoff for edges in lists], (0,), np.float64),
     )
 
@@ -159,59 +166,7 @@ def _joined(parts: Sequence[npt.NDArray[Any]], empty: tuple[int, ...], dtype: ty
     return np.concatenate(parts).astype(dtype) if parts else np.zeros(empty, dtype)
 
 
-_CACHED = ("edge_ptr", "sender", "receiver", "shift", "cutoff")
-
-
-def cached_graphs(
-    folder: Path,
-    content_hash: str,
-    recipe: NeighborRecipe,
-    crystals: Callable[[], Iterable[Crystal]],
-    static: dict[str, npt.NDArray[np.generic]],
-) -> GraphArrays:
-    """Graphs of a whole store, memory-mapped from a cache that is made on first use.
-
-    The cache is named by the content hash of the store and the recipe, so it cannot be stale: other content
-    or another recipe is another folder.
-
-    Args:
-        folder: Where caches live; where it cannot be written, the system's temporary folder is used.
-        content_hash: Hash of the store's content.
-        recipe: The neighbour recipe.
-        crystals: Gives the store's crystals in order; called only when there is no cache yet.
-        static: The store's own ``atom_ptr``, ``numbers``, ``frac_coords`` and ``lattices``.
-    """
-    name = hashlib.sha256(json.dumps([content_hash, recipe.key]).encode()).hexdigest()[:24]
-    place = folder / name
-    if not place.is_dir():
-        fallback = Path(tempfile.gettempdir()) / f"foundation-graphs-{os.getuid()}"
-        if not _writable(folder):
-            folder = fallback
-            place = folder / name
-    if not place.is_dir():
-        _write_cache(place, build_graphs(crystals(), recipe))
-    arrays = {key: np.load(place / f"{key}.npy", mmap_mode="r") for key in _CACHED}
-    return GraphArrays(**arrays, **static)  # type: ignore[arg-type]
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-def _write_cache(place: Path, graphs: GraphArrays) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
-    try:
-        for key in _CACHED:
-            np.save(temporary / f"{key}.npy", getattr(graphs, key))
-        os.rename(temporary, place)
-    except OSError:
-        # Another process was first: its cache holds the same content.
-        if not place.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _smallest(values: npt.NDArray[np.int64], *types: type[np.integer]) -> npt.NDArray[np.integer]:
+    """The same integers in the first of the types that holds them all."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    return values.astype(next(kind for kind in types if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))

@@ -11,29 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from datamodules.batching import CrystalBatch, GraphArrays, cached_graphs
+from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
+from datamodules.graph_cache import cached_graphs
+from datamodules.loading import make_loader
 from datamodules.properties import DERIVED, Property
 from datamodules.sampling import BatchedRows, temperature_weights
 from datamodules.splits import Split, split_by_formula, split_from_lists
 from datamodules.store import CrystalStore
 
 Rows = npt.NDArray[np.int64]
-
-
-class _Batches(Dataset[CrystalBatch]):
-    """Indexed by the rows of a whole batch, not by one crystal: gathering is vectorised."""
-
-    def __init__(self, graphs: GraphArrays, labels: Tensor) -> None:
-        self.graphs = graphs
-        self.labels = labels
-
-    def __getitem__(self, rows: Rows) -> CrystalBatch:
-        return self.graphs.gather(rows, self.labels[torch.from_numpy(rows)])
 
 
 class CrystalDataModule(lightning.LightningDataModule):
@@ -50,6 +41,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         exclude: Stores, structure files, files of id lists or folders of these, whose crystals do not train.
         exclude_by: Whether the same "formula" or the same "structure" excludes.
         batch_size: Crystals per process and step.
+        max_edges: Edges per process and step: a batch of large cells takes fewer crystals, so that memory is bounded.
         temperature: Draw crystals so that property p is visited in proportion to n_p^(1/temperature); None
             visits every crystal once an epoch.
         seed: Seed of the split and of the order of batches.
@@ -67,6 +59,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         exclude: list[str] | str | None = None,
         exclude_by: Literal["formula", "structure"] = "formula",
         batch_size: int = 32,
+        max_edges: int = 150_000,
         temperature: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,6 +68,7 @@ class CrystalDataModule(lightning.LightningDataModule):
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
         self.batch_size = batch_size
+        self.max_edges = max_edges
         self.temperature = temperature
         self.seed = seed
         self.order_seed = seed  # members of an ensemble share the split, not the order of batches
@@ -129,19 +123,7 @@ class CrystalDataModule(lightning.LightningDataModule):
     def graphs(self) -> GraphArrays:
         """Graphs of the whole store, from its cache."""
         if self._graphs is None:
-            store = self.store
-            self._graphs = cached_graphs(
-                folder=store.path / "graphs",
-                content_hash=store.content_hash,
-                recipe=self.recipe,
-                crystals=lambda: (store.crystal(row) for row in range(len(store))),
-                static={
-                    "atom_ptr": store.ptr,
-                    "numbers": store.numbers,
-                    "frac_coords": store.frac_coords,
-                    "lattices": store.lattices,
-                },
-            )
+            self._graphs = cached_graphs(self.store, self.recipe)
         return self._graphs
 
     def training_labels(self, name: str) -> tuple[Rows, Tensor]:
@@ -169,9 +151,17 @@ class CrystalDataModule(lightning.LightningDataModule):
         """All batches of "train", "val", "test" or "all", in order, for one process that evaluates alone."""
         return self._loader(self.split.rows(part), distributed=False)
 
+    def transfer_batch_to_device(self, batch: CrystalBatch, device: torch.device, dataloader_idx: int) -> CrystalBatch:
+        """Copy without waiting for it: the copy is in order with what the GPU does next."""
+        moved: CrystalBatch = batch.to(device, non_blocking=True)
+        return moved
+
     def _loader(self, rows: Rows, **order: Any) -> DataLoader[CrystalBatch]:
-        sampler = BatchedRows(rows, self.batch_size, seed=self.order_seed, **order)
-        return DataLoader(_Batches(self.graphs, self.labels), sampler=sampler, batch_size=None)
+        costs = self.graphs.num_edges[rows]
+        sampler = BatchedRows(
+            rows, self.batch_size, seed=self.order_seed, costs=costs, max_cost=self.max_edges, **order
+        )
+        return make_loader(self.graphs, self.labels, sampler)
 
     def _labelled(self) -> npt.NDArray[np.bool_]:
         known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,11 @@ class BatchedRows(Sampler[Rows]):
     Every process draws the same order from (seed, epoch) and takes its share of each global batch, so the
     global batches do not depend on the number of processes that share them.
 
+    A batch that would cost too much takes fewer rows. So that every epoch has the same number of steps all the
+    same, rows then fall into classes of cost, and each place of the order belongs to one class in all epochs:
+    batches are cut once, for the costliest row of the class at each place. Where no batch can cost too much there
+    is one class.
+
     Args:
         rows: [M] rows to visit.
         batch_size: Crystals per process and step.
@@ -25,6 +31,8 @@ class BatchedRows(Sampler[Rows]):
         seed: Seed of the order.
         weights: [M] relative chance of each row; if given, rows are drawn with replacement.
         distributed: Whether the processes of a distributed run share the rows; False gives every process all.
+        costs: [M] cost of each row, if batches are bounded.
+        max_cost: What a process may spend on a step; a single row may cost more.
     """
 
     def __init__(
@@ -35,6 +43,8 @@ class BatchedRows(Sampler[Rows]):
         seed: int = 0,
         weights: npt.NDArray[np.float64] | None = None,
         distributed: bool = True,
+        costs: npt.NDArray[np.int64] | None = None,
+        max_cost: float = np.inf,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
@@ -42,7 +52,19 @@ class BatchedRows(Sampler[Rows]):
         self.seed = seed
         self.weights = weights
         self.distributed = distributed
+        self.max_cost = max_cost
         self.epoch = 0
+        if costs is None or not self._can_exceed(costs):
+            costs = np.zeros(len(rows), dtype=np.int64)
+        if not shuffle:
+            self._place_costs = costs
+            return
+        # Class 0 are rows of which a whole batch is allowed; then there is one for every factor of two.
+        self._classes = np.ceil(np.log2(np.maximum(costs * batch_size / max_cost, 1))).astype(np.int64)
+        first = self._draw(np.random.default_rng([seed, 0]), np.arange(len(rows)), len(rows))
+        self._class_of_place = self._classes[first]
+        dearest = {kind: costs[self._classes == kind].max() for kind in np.unique(self._classes)}
+        self._place_costs = np.array([dearest[kind] for kind in self._class_of_place], dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, also after a resume."""
@@ -58,12 +80,22 @@ class BatchedRows(Sampler[Rows]):
             yield order[start:stop][rank::world]
 
     def _cuts(self, world: int) -> list[tuple[int, int]]:
-        step = self.batch_size * world
-        cuts = [(start, min(start + step, len(self.rows))) for start in range(0, len(self.rows), step)]
+        """Where the global batches begin and end; one round of them gives each process one row."""
+        size = len(self.rows)
+        if not size:
+            return []
+        dearest = np.maximum.reduceat(self._place_costs, np.arange(0, size, world))
+        starts, cost = [0], 0
+        for number, spent in enumerate(dearest.tolist()):
+            full = number - starts[-1] == self.batch_size or cost + spent > self.max_cost
+            if full and number > starts[-1]:
+                starts.append(number)
+                cost = 0
+            cost += spent
         # Every process must take part in every step: a tail with fewer crystals than processes joins the last.
-        if len(cuts) > 1 and cuts[-1][1] - cuts[-1][0] < world:
-            cuts[-2:] = [(cuts[-2][0], cuts[-1][1])]
-        return cuts
+        if len(starts) > 1 and size - starts[-1] * world < world:
+            starts.pop()
+        return list(pairwise([*(start * world for start in starts), size]))
 
     def _world(self) -> tuple[int, int]:
         if self.distributed and dist.is_available() and dist.is_initialized():
@@ -74,9 +106,25 @@ class BatchedRows(Sampler[Rows]):
         if not self.shuffle:
             return self.rows
         generator = np.random.default_rng([self.seed, self.epoch])
+        order = np.empty_like(self.rows)
+        for kind in np.unique(self._class_of_place):
+            places = np.flatnonzero(self._class_of_place == kind)
+            order[places] = self.rows[self._draw(generator, np.flatnonzero(self._classes == kind), len(places))]
+        return order
+
+    def _draw(self, generator: np.random.Generator, members: Rows, count: int) -> Rows:
+        """As many of the members as asked for: all of them shuffled, or some by weight."""
         if self.weights is None:
-            return generator.permutation(self.rows)
-        return generator.choice(self.rows, size=len(self.rows), p=self.weights / self.weights.sum())
+            return generator.permutation(members)
+        weights = self.weights[members]
+        return generator.choice(members, size=count, p=weights / weights.sum())
+
+    def _can_exceed(self, costs: npt.NDArray[np.int64]) -> bool:
+        """Whether any batch can cost too much."""
+        dearest = np.sort(costs)[-self.batch_size :]
+        if self.weights is not None:  # the dearest may be drawn again and again
+            dearest = np.repeat(dearest[-1:], self.batch_size)
+        return bool(dearest.sum() > self.max_cost)
 
 
 def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float64]:

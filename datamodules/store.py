@@ -153,5 +153,5 @@ class CrystalStore:
         return name
 
     def _array(self, name: str) -> pa.Array:
-        chunks = self.table[name].chunks
-        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+        column = self.table[name]
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

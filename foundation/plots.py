@@ -38,7 +38,7 @@ def learning_curves(metrics_csv: Path, out: Path) -> None:
                 axis.plot(curve["epoch"], curve[column], label=part)
         axis.set(title=name, xlabel="epoch", ylabel="loss (scaled)")
         axis.legend()
-    _save(figure, out)
+    save(figure, out)
 
 
 def parity(pairs: Mapping[str, Values], units: Mapping[str, str], out: Path) -> None:
@@ -60,7 +60,7 @@ def parity(pairs: Mapping[str, Values], units: Mapping[str, str], out: Path) -> 
         mae = np.abs(values[:, 0] - values[:, 1]).mean()
         unit = units.get(name, "")
         axis.set(title=f"{name}: MAE {mae:.3g} {unit}", xlabel=f"target {unit}", ylabel=f"predicted {unit}")
-    _save(figure, out)
+    save(figure, out)
 
 
 def comparison(errors: Mapping[str, list[float]], baseline: float, label: str, out: Path) -> None:
@@ -80,10 +80,11 @@ def comparison(errors: Mapping[str, list[float]], baseline: float, label: str, o
     axis.set_xticks(range(len(errors)), list(errors))
     axis.set_ylabel(label)
     axis.legend()
-    _save(figure, out)
+    save(figure, out)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure and forget it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
     plt.close(figure)

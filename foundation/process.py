@@ -1,8 +1,11 @@
-"""Which process of a distributed run this is."""
+"""Which process of a distributed run this is, and how a process keeps its memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def is_first_process() -> bool:
@@ -11,3 +14,18 @@ def is_first_process() -> bool:
         if variable in os.environ:
             return int(os.environ[variable]) == 0
     return True
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next allocation instead of giving it back to the system.
+
+    By default every tensor beyond 32 MB is mapped afresh and its pages are zeroed one by one, which makes a batch of
+    a million edges cost more than twice as much per edge as one of ten thousand. Elsewhere than on glibc this does
+    nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -12,7 +12,8 @@ MAX_LOGIT = 10.0
 
 
 def crystal_sum(values: Tensor, batch: Any) -> Tensor:
-    """Sum over the atoms of each crystal: [N, ...] -> [B, ...]."""
+    """Sum over the atoms of each crystal, in single precision at least: [N, ...] -> [B, ...]."""
+    values = _at_least_single(values)
     size = (len(batch.num_atoms), *values.shape[1:])
     return torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, batch.batch, values)
 
@@ -20,7 +21,12 @@ def crystal_sum(values: Tensor, batch: Any) -> Tensor:
 def crystal_mean(values: Tensor, batch: Any) -> Tensor:
     """Mean over the atoms of each crystal: [N, ...] -> [B, ...]."""
     num_atoms: Tensor = batch.num_atoms
-    return crystal_sum(values, batch) / num_atoms.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
+    sums = crystal_sum(values, batch)
+    return sums / num_atoms.view(-1, *[1] * (sums.dim() - 1)).to(sums.dtype)
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class MeanAndAttention(nn.Module):
@@ -38,6 +44,6 @@ class MeanAndAttention(nn.Module):
 
     def forward(self, values: Tensor, batch: Any) -> Tensor:
         """[N, C] -> [B, 2 C]."""
-        weights = torch.exp(self.logits(values).clamp(-MAX_LOGIT, MAX_LOGIT))
+        weights = torch.exp(_at_least_single(self.logits(values)).clamp(-MAX_LOGIT, MAX_LOGIT))
         attended = crystal_sum(values * weights, batch) / crystal_sum(weights, batch)
         return torch.cat([crystal_mean(values, batch), attended], dim=1)

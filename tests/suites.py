@@ -122,7 +122,7 @@ class HeadSuite(ABC):
         labels[::3] = torch.nan
         module = MultiTaskModule(self.encoder, {"one": self.head})
         self.batch.labels = labels[:, None]
-        sums, counts, _ = module._losses(self.batch)
+        sums, counts, _ = module.losses(self.batch)
         expected = self.head.loss(self.head(self.encoder(self.batch), self.batch), self.target, self.batch)
         torch.testing.assert_close(sums[0], expected[~labels.isnan()].sum())
         assert counts.tolist() == [16]
@@ -132,7 +132,7 @@ class HeadSuite(ABC):
     def test_a_batch_without_any_label_has_zero_gradients(self) -> None:
         module = MultiTaskModule(self.encoder, {"one": self.head})
         self.batch.labels = torch.full((len(CRYSTALS), 1), torch.nan)
-        sums, counts, _ = module._losses(self.batch)
+        sums, counts, _ = module.losses(self.batch)
         sums.sum().backward()
         assert (sums.tolist(), counts.tolist()) == ([0.0], [0])
         gradients = [p.grad for p in self.head.parameters()]

@@ -40,7 +40,7 @@ def test_adapt_by_every_strategy(
     transferred = strategy != "from_scratch"
     assert ("kept: the whole encoder" in answer.err) == transferred
     metrics = read(tmp_path / "run" / "metrics.json")
-    counts = {"linear_probe": 89, "last_blocks": 1669, "full": 4133, "from_scratch": 4133}
+    counts = {"linear_probe": 89, "last_blocks": 1669, "full": 4389, "from_scratch": 4389}
     assert metrics["trainable_parameters"] == counts[strategy]
     assert metrics["test"]["shear_modulus"]["unit"] == "GPa"
     card = load_checkpoint(find_members(str(tmp_path / "run"))[0]).card

@@ -98,7 +98,7 @@ def test_a_step_is_the_gradient_of_the_mean_over_labels(uneven_store: Path) -> N
         module = MultiTaskModule(encoder, heads)
         crystals = [data.store.crystal(row) for row in batch.row.tolist()]
         whole = batch_of(crystals, encoder.recipe, labels)
-        sums, counts, _ = module._losses(whole)
+        sums, counts, _ = module.losses(whole)
         (module.weighting(sums, counts) / counts.sum()).backward()
         got = [p.grad.clone() for p in module.parameters() if p.grad is not None]
         module.zero_grad()

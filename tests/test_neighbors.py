@@ -17,7 +17,6 @@ from testing import batch_of, compounds, moved, other_cell, random_crystal, rock
 
 from datamodules.batching import build_graphs, structure_to_graph
 from datamodules.crystals import Crystal, as_crystal
-from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe, fixed_cutoff_edges, neighbor_list
 
 CUTOFF = 4.0
@@ -183,15 +182,3 @@ def test_where_in_the_lattice_an_atom_is_written_does_not_matter(place: float) -
         for c in (replace(crystal, frac_coords=coords), replace(crystal, frac_coords=shifted))
     )
     np.testing.assert_allclose(np.sort(one), np.sort(two), atol=1e-6)
-
-
-def test_graphs_are_cached_by_content_and_recipe(tiny_store: Path) -> None:
-    data = CrystalDataModule(str(tiny_store))
-    made = []
-    for recipe in (RECIPE, NeighborRecipe(6), RECIPE):
-        data.choose(["band_gap"], recipe)
-        made.append(data.graphs.num_edges.sum())
-    assert made[0] == made[2] > made[1]
-    fresh = build_graphs([data.store.crystal(row) for row in range(len(data.store))], RECIPE)
-    np.testing.assert_array_equal(fresh.sender, data.graphs.sender)
-    np.testing.assert_array_equal(fresh.edge_ptr, data.graphs.edge_ptr)

@@ -18,8 +18,7 @@ from testing import QUIET, batch_of, compounds
 from datamodules.crystals import Crystal
 from datamodules.store import CrystalStore
 from foundation.checkpoint import find_members, load_checkpoint
-from foundation.commands import predict as command
-from foundation.inference import Ensemble
+from foundation.inference import Ensemble, cut_by_cost
 
 FIXED = ["path", "index", "id", "formula", "status"]
 COLUMNS = [*FIXED, "formation_energy_per_atom (eV/atom)", "band_gap (eV)"]
@@ -132,8 +131,9 @@ def test_a_store_keeps_its_ids_and_predictions_are_the_model_s(
 
 
 def test_large_cells_are_cut_into_batches_of_bounded_cost() -> None:
-    assert list(command._batches([60_000, 60_000, 10, 10, 200_000, 5])) == [[0], [1, 2, 3], [4], [5]]
-    assert list(command._batches([])) == []
+    costs = np.array([60_000, 60_000, 10, 10, 200_000, 5])
+    assert [list(rows) for rows in cut_by_cost(np.arange(6), costs, 100_000)] == [[0], [1, 2, 3], [4], [5]]
+    assert cut_by_cost(np.arange(0), np.arange(0), 100_000) == []
 
 
 def test_an_ensemble_gives_its_spread(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
+from datamodules.datamodule import CrystalDataModule
+from datamodules.graph import NeighborRecipe
+from datamodules.loading import AheadLoader
 from datamodules.sampling import BatchedRows, temperature_weights
 
 
@@ -69,3 +75,85 @@ def test_weighted_rows_are_drawn_as_often_as_they_weigh() -> None:
         drawn.update(np.concatenate(list(sampler)).tolist())
     assert set(drawn) == {1, 2}
     assert drawn[2] / drawn[1] == pytest.approx(3, rel=0.2)
+
+
+def costs_of(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Mostly light rows with a tail of heavy ones."""
+    return np.ceil(np.random.default_rng(seed).lognormal(3.0, 1.5, count)).astype(np.int64)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 301, 302])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_batches_have_a_bounded_cost_and_every_epoch_as_many(
+    monkeypatch: pytest.MonkeyPatch, count: int, world: int, shuffle: bool, weighted: bool
+) -> None:
+    costs, rows, limit = costs_of(count), np.arange(500, 500 + count), 600
+    weights = np.linspace(0.1, 1, count) if weighted and shuffle else None
+    sampler = BatchedRows(rows, 16, shuffle, seed=3, weights=weights, costs=costs, max_cost=limit)
+    lengths, orders = set(), set()
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        dealt = batches(monkeypatch, sampler, world)
+        assert len({len(made) for made in dealt}) == 1
+        lengths.add(len(dealt[0]))
+        visited = [int(row) for made in dealt for batch in made for row in batch]
+        orders.add(tuple(visited))
+        assert len(visited) == count
+        if weights is None:
+            assert sorted(visited) == rows.tolist()
+        for batch in chain(*(made[:-1] for made in dealt)):
+            assert len(batch) == 1 or costs[batch - 500].sum() <= limit
+            assert 1 <= len(batch) <= 16
+    assert len(lengths) == 1
+    if count > 7:
+        assert len(orders) == (3 if shuffle else 1)
+
+
+def test_a_bound_that_is_not_met_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, costs = np.arange(100), costs_of(100)
+    loose = float(np.sort(costs)[-16:].sum())
+    for world in (1, 2):
+        plain, bounded, tight = (
+            batches(monkeypatch, BatchedRows(rows, 16, shuffle=True, seed=1, **more), world)
+            for more in ({}, {"costs": costs, "max_cost": loose}, {"costs": costs, "max_cost": loose - 1})
+        )
+        assert [[list(batch) for batch in made] for made in plain] == [[list(b) for b in made] for made in bounded]
+        assert [list(batch) for batch in plain[0]] != [list(batch) for batch in tight[0]]
+
+
+def test_large_cells_take_part_in_other_batches_every_epoch() -> None:
+    costs = np.array([10] * 90 + [500] * 10)
+    sampler = BatchedRows(np.arange(100), 16, shuffle=True, costs=costs, max_cost=600)
+    company: dict[int, set[int]] = {row: set() for row in range(90, 100)}
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            heavy = [int(row) for row in batch if row >= 90]
+            assert len(heavy) <= 1
+            for row in heavy:
+                company[row] |= {int(other) for other in batch if other < 90}
+    assert all(len(others) > 5 for others in company.values())
+
+
+def test_batches_gathered_ahead_are_the_same_batches(tiny_store: Path) -> None:
+    data = CrystalDataModule(str(tiny_store), batch_size=7)
+    data.choose(["band_gap"], NeighborRecipe())
+    plain = data.train_dataloader()
+    ahead = AheadLoader(plain.dataset, sampler=plain.sampler, batch_size=None)
+    assert len(ahead) == len(plain)
+    for one, two in zip(plain, ahead, strict=True):
+        assert one.row.equal(two.row)
+        assert one.edge_vector.equal(two.edge_vector)
+    next(iter(ahead))  # and leaving early does not hang
+
+
+def test_data_of_large_cells_are_cut_by_edges(tiny_store: Path) -> None:
+    data = CrystalDataModule(str(tiny_store), batch_size=16, max_edges=300)
+    data.choose(["band_gap"], NeighborRecipe())
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.loader("all")):
+        made = list(loader)
+        assert len(made) == len(loader)
+        assert all(len(batch.row) == 1 or batch.edge_index.shape[1] <= 300 for batch in made)
+    assert torch.cat([batch.row for batch in data.loader("all")]).tolist() == data.split.rows("all").tolist()

@@ -194,7 +194,7 @@ def test_frozen_stages_stay_in_evaluation_mode() -> None:
     module.train()
     assert [name for name, stage in encoder.stages().items() if stage.training] == ["readout"]
     batch = batch_of(compounds(2), encoder.recipe, [[1.0], [2.0]])
-    module._losses(batch)[0].sum().backward()
+    module.losses(batch)[0].sum().backward()
     assert all(p.grad is None for p in encoder.embedding.parameters())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import orjson
 
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
-from datamodules.readers.record import Label, Record, as_label, crystal_of_arrays, make_record, read_bytes
+from datamodules.readers.record import Label, Record, as_label, crystal_of_arrays, make_record, read_bytes, read_lines
 from datamodules.readers.structure_files import read_database
 
 _ID_KEYS = ("id", "jid", "material_id")
@@ -30,16 +30,16 @@ def read_json(path: Path, source: str, structure_column: str | None = None) -> I
     Raises:
         InputError: If the file is neither JSON nor JSON-lines, or of an unknown layout.
     """
-    content = read_bytes(path)
-    if ".jsonl" in path.name:
-        yield from _read_lines(content, source)
+    if ".jsonl" in path.name:  # of any size: one line at a time
+        yield from _read_lines(read_lines(path), source)
         return
+    content = read_bytes(path)
     try:
         data = loads(content)
     except ValueError as error:
         if len(content.strip().splitlines()) < 2:
             raise InputError(f"{path}: not JSON ({error})") from error
-        yield from _read_lines(content, source)
+        yield from _read_lines(content.splitlines(), source)
         return
     if isinstance(data, list):
         for index, entry in enumerate(data):
@@ -81,9 +81,8 @@ def crystal_of_dict(data: dict[str, Any], id: str) -> Crystal:
     return crystal_of_arrays(data["lattice"]["matrix"], [site["abc"] for site in sites], symbols, False, id)
 
 
-def _read_lines(content: bytes, source: str) -> Iterator[Record]:
-    lines = [line for line in content.splitlines() if line.strip()]
-    for index, line in enumerate(lines):
+def _read_lines(lines: Iterable[bytes], source: str) -> Iterator[Record]:
+    for index, line in enumerate(line for line in lines if line.strip()):
         try:
             entry = loads(line)
         except ValueError as error:

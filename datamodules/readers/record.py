@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,20 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if path.name.endswith(".gz") else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch or make the file again") from error
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file of any size without their ends, decompressed where it ends in ``.gz``.
+
+    Raises:
+        InputError: If the file cannot be read or its compression is torn.
+    """
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            for line in file:
+                yield line.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch or make the file again") from error
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ import numpy as np
 from datamodules.crystals import Crystal, as_crystal
 from datamodules.errors import InputError
 from datamodules.readers.cif import cif_blocks, crystal_of_cif
-from datamodules.readers.record import Label, Record, as_label, bare_name, make_record, read_bytes, source_name
+from datamodules.readers.record import (
+    Label,
+    Record,
+    as_label,
+    bare_name,
+    make_record,
+    read_bytes,
+    read_lines,
+    source_name,
+)
 
 _SUFFIXES = {".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".xsf", ".res", ".gen", ".db", ".traj"}
 _ID_KEYS = ("id", "material_id", "name")
@@ -114,27 +124,22 @@ def _read_cif(path: Path, source: str) -> Iterator[Record]:
 
 def _read_xyz(path: Path, source: str) -> Iterator[Record]:
     """Frames are cut out here, so that one bad frame does not take the rest of the file with it."""
+    index = 0
+    lines = enumerate((line.decode("utf-8", errors="replace") for line in read_lines(path)), start=1)
     try:
-        lines = _text(path).splitlines()
-        if not any(line.strip() for line in lines):
+        for number, line in lines:
+            if not line.strip():
+                continue
+            if not line.strip().isdecimal():
+                raise InputError(f"line {number}: the number of atoms should stand here; nothing after it can be read")
+            frame = "\n".join([line, *(line for _, line in islice(lines, int(line) + 1))]) + "\n"
+            yield _record_of_frame(frame, path, source, index)
+            index += 1
+        if index == 0:
             raise InputError(f"{path}: the file is empty")
     except InputError as error:
-        yield Record(source, 0, bare_name(path), None, problem="unreadable", detail=str(error))
-        return
-    start = index = 0
-    while start < len(lines):
-        if not lines[start].strip():
-            start += 1
-            continue
-        try:
-            size = int(lines[start])
-        except ValueError:
-            detail = f"line {start + 1}: the number of atoms should stand here; nothing after it can be read"
-            yield Record(source, index, f"{bare_name(path)}-{index}", None, problem="unreadable", detail=detail)
-            return
-        frame = "\n".join(lines[start : start + size + 2]) + "\n"
-        yield _record_of_frame(frame, path, source, index)
-        start, index = start + size + 2, index + 1
+        id = f"{bare_name(path)}-{index}" if index else bare_name(path)
+        yield Record(source, index, id, None, problem="unreadable", detail=str(error))
 
 
 def read_database(path: Path, source: str) -> Iterator[Record]:

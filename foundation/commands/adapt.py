@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint, find_members, find_resumable, load_checkpoint
-from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, say, training_parser
+from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.files import write_json, write_text
@@ -24,7 +24,6 @@ from foundation.inference import Ensemble, evaluate
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.patterns import Patterns
-from foundation.tracking import default_mode
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, clear_run, train
@@ -81,7 +80,7 @@ def main(words: Sequence[str]) -> int:
         say(note)
     if not len(split.test):
         say("warning: no crystal is left to test on; the error of this model will be unknown")
-    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, name, config.compile)
+    settings = run_settings(config, folder, resume, name, runs=config.seeds)
     if config.overwrite and resume is None:
         clear_run(folder)
     adaptation = Adaptation(spec, Optimization(**config.optimization.as_dict()), strategy, pretrained)
@@ -112,6 +111,7 @@ def _adapt_ensemble(
     for seed in range(config.seed, config.seed + config.seeds):
         member = replace(settings, folder=settings.folder / f"seed{seed}", seed=seed)
         results, module = _adapt_once(adaptation, data, member, config, recorded)
+        settings = replace(settings, compile=module.card["numerics"]["compiled"])  # chosen once, for all of them
         models.append(module)
         errors.append(results["test"] if results else {})
     if not is_first_process():

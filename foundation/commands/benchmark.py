@@ -1,40 +1,104 @@
-"""`foundation benchmark`: how fast this machine trains, predicts and builds graphs."""
+"""`foundation benchmark`: rates of this machine, where time goes, and error at equal time beside the peers."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.commands.parsing import OneLineParser
 
+_DATA = "by default $FOUNDATION_DATA or ../shared/data"
+_CRYSTALS = f"JSON-lines of crystals; {_DATA}/mp_crysxpp, else those that ship"
+_PEERS = (
+    "interpreters of environments that hold the peers nequip and alignn; those that are not named do not take part. "
+    "To make them: python3 -m venv ENV && ENV/bin/pip install ... as foundation/benchmarks/peers/README.md says"
+)
+
 
 def parser() -> OneLineParser:
     """The options of the command."""
-    made = OneLineParser(prog="foundation benchmark", description="Rates of training, predicting and building graphs.")
-    made.add_argument("--out", help="JSON file to write the results to")
+    made = OneLineParser(
+        prog="foundation benchmark",
+        description="Rates of training, predicting and building graphs, in under three minutes.",
+        epilog="`foundation benchmark full`: where time goes, how cost grows, peers side by side. "
+        "`foundation benchmark accuracy`: error at equal processor time. Both have a --help of their own.",
+    )
+    made.set_defaults(work=_rates)
+    _common(made)
+    made.add_argument("--out", metavar="FILE", help="JSON file to write the results to")
+    made.add_argument("--data", metavar="FILE", help=_CRYSTALS)
+    return made
+
+
+def full_parser() -> OneLineParser:
+    """The options of ``foundation benchmark full``."""
+    made = OneLineParser(
+        prog="foundation benchmark full",
+        description="Where the time of a step goes, how cost grows, and peers side by side.",
+    )
+    made.set_defaults(work=_full)
+    _common(made)
+    made.add_argument("--out", required=True, metavar="DIR", help="folder for results.json and the plots")
+    made.add_argument("--data", metavar="FILE", help=_CRYSTALS)
+    made.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help=_PEERS)
+    made.add_argument("--rounds", type=_positive, default=5, help="rounds of the comparison (%(default)s)")
+    made.add_argument("--max-edges", type=_positive, default=1_000_000, help="largest batch to predict (%(default)s)")
+    return made
+
+
+def accuracy_parser() -> OneLineParser:
+    """The options of ``foundation benchmark accuracy``."""
+    made = OneLineParser(
+        prog="foundation benchmark accuracy",
+        description="Error on unseen crystals after equal processor seconds of training from scratch, ours and the "
+        "peers'. Every run is kept in DIR/cells: a benchmark that was stopped goes on where it was.",
+    )
+    made.set_defaults(work=_accuracy)
+    _common(made)
+    made.add_argument("--out", required=True, metavar="DIR", help="folder for results.csv, results.json and the plot")
+    made.add_argument("--data", metavar="DIR", help=f"folder with mp_crysxpp and devi2024; {_DATA}")
+    made.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help=_PEERS)
+    made.add_argument("--tasks", nargs="+", choices=("gv", "formation_energy"), help="tasks; by default all")
     made.add_argument(
-        "--data",
-        help="JSON-lines file of crystals; by default mp_crysxpp under $FOUNDATION_DATA or ../shared/data, else "
-        "crystals that ship",
+        "--budgets", nargs="+", type=_seconds, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
+    )
+    made.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates to try")
+    made.add_argument("--seeds", type=_positive, default=1, help="runs per budget (%(default)s)")
+    made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
+    made.add_argument(
+        "--compile-from",
+        type=_seconds,
+        metavar="SECONDS",
+        help="shortest budget at which ours and NequIP are compiled; by default where it pays, 360 s and 220 s",
     )
     return made
 
 
 def main(words: Sequence[str]) -> int:
     """Run the command."""
-    args = parser().parse_args(words)
+    kinds = {"full": full_parser, "accuracy": accuracy_parser}
+    if words and words[0] in kinds:
+        args = kinds[words[0]]().parse_args(words[1:])
+    else:
+        args = parser().parse_args(words)
+    from foundation.benchmarks.machine import check_device
+
+    check_device(args.device)
+    code: int = args.work(args)
+    return code
+
+
+def _rates(args: argparse.Namespace) -> int:
     from datamodules.errors import InputError
-    from foundation.benchmark import run_benchmark
+    from foundation.benchmarks.rates import run_benchmark
     from foundation.commands.report import number, print_table
     from foundation.files import write_json
 
-    if args.data and not Path(args.data).is_file():
-        raise InputError(f"--data {args.data}: no such file")
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
-    usual = Path(os.environ.get("FOUNDATION_DATA", "../shared/data")) / "mp_crysxpp" / "data.jsonl.gz"
-    results = run_benchmark(Path(args.data) if args.data else (usual if usual.is_file() else None))
+    results = run_benchmark(_crystals_file(args.data), args.device)
     rows = [
         [f"{group}.{key}", number(value)]
         for group in ("train", "predict", "graph", "data", "split")
@@ -45,3 +109,80 @@ def main(words: Sequence[str]) -> int:
     if args.out:
         write_json(Path(args.out), results)
     return 0
+
+
+def _full(args: argparse.Namespace) -> int:
+    from foundation.benchmarks.contestants import absent, parse_peers
+    from foundation.benchmarks.full import run_full
+
+    peers = parse_peers(args.peers)
+    for line in absent(peers):
+        print(line)
+    run_full(Path(args.out), _crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
+    return 0
+
+
+def _accuracy(args: argparse.Namespace) -> int:
+    from datamodules.errors import InputError
+    from foundation.benchmarks.accuracy import COMPILE_FROM, Plan, compare
+    from foundation.benchmarks.accuracy_report import report
+    from foundation.benchmarks.contestants import absent, parse_peers
+    from foundation.benchmarks.crystals import encoder_config
+    from foundation.benchmarks.tasks import TASKS
+
+    folder = Path(args.data) if args.data else _data_folder()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name the folder of data sets with --data")
+    peers = parse_peers(args.peers)
+    tasks = [TASKS[name](folder) for name in args.tasks or TASKS]
+    plan = Plan(
+        folder=Path(args.out),
+        peers=peers,
+        budgets=sorted(set(args.budgets)),
+        learning_rates=args.learning_rates,
+        seeds=args.seeds,
+        jobs=args.jobs,
+        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+        device=args.device,
+        compile_from=COMPILE_FROM if args.compile_from is None else dict.fromkeys(COMPILE_FROM, args.compile_from),
+        encoder=encoder_config(),
+    )
+    for line in absent(peers):
+        print(line)
+    rows = compare(plan, tasks)
+    report(plan, tasks, rows)
+    return 1 if any(row["mae"] is None for row in rows) else 0
+
+
+def _common(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure on (%(default)s)")
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("FOUNDATION_DATA", "../shared/data"))
+
+
+def _crystals_file(given: str | None) -> Path | None:
+    from datamodules.errors import InputError
+
+    if given:
+        if not Path(given).is_file():
+            raise InputError(f"--data {given}: no such file")
+        return Path(given)
+    usual = _data_folder() / "mp_crysxpp" / "data.jsonl.gz"
+    return usual if usual.is_file() else None
+
+
+def _seconds(text: str) -> float:
+    """Seconds, with or without an "s" behind them."""
+    value = float(text.removesuffix("s"))
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: not a positive number of seconds")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: not a positive number")
+    return value

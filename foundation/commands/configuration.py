@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,7 +18,11 @@ from datamodules.properties import Property
 from foundation.commands.parsing import bracket_lists, one_line
 from foundation.paths import config_path
 from foundation.process import is_first_process
+from foundation.tracking import default_mode
+from foundation.training.compilation import Asked
 from foundation.training.optimization import Optimization
+from foundation.training.precision import MatmulPrecision
+from foundation.training.run import RunSettings
 from foundation.training.spec import HeadSpec
 from heads import Head
 
@@ -36,7 +41,10 @@ def training_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--overwrite", type=bool, default=False, help="go on where OUT holds a run already")
     parser.add_argument("--resume", type=str | None, default=None, help="checkpoint of this run to go on from")
     parser.add_argument("--wandb", type=str | None, default=None, help="offline, online or off")
-    parser.add_argument("--compile", type=bool, default=False, help="compile the encoder; pays in long runs")
+    parser.add_argument("--compile", type=Asked, default="auto", help="compile the encoder; auto: where it pays")
+    parser.add_argument(
+        "--matmul_precision", type=MatmulPrecision, default="highest", help="high allows TF32 products on a GPU"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, split and order of batches")
     parser.add_argument("--train_size", type=int | None, default=None, help="the same as --data.train_size")
     parser.add_class_arguments(CrystalDataModule, "data", skip={"seed"})
@@ -99,6 +107,20 @@ def head_spec(head: Any, property: Property) -> HeadSpec:
     init_args = head.get("init_args") or {}
     init_args = init_args.as_dict() if isinstance(init_args, Namespace) else dict(init_args)
     return HeadSpec(head["class_path"], init_args, property)
+
+
+def run_settings(config: Namespace, folder: Path, resume: str | None, group: str, runs: int = 1) -> RunSettings:
+    """Where and how a run of this configuration is recorded."""
+    return RunSettings(
+        folder=folder,
+        wandb=config.wandb or default_mode(),
+        seed=config.seed,
+        resume=resume,
+        group=group,
+        compile=config.compile,
+        runs=runs,
+        matmul_precision=config.matmul_precision,
+    )
 
 
 def say(line: str) -> None:

@@ -55,6 +55,10 @@ def main(words: Sequence[str]) -> int:
     if checkpoint.card["pretrained"]:
         print(f"starting from {checkpoint.card['pretrained']['path']}, trained on")
         _print_data(checkpoint.card["pretrained"]["data"])
+    numerics = checkpoint.card.get("numerics")
+    if numerics:
+        how = "compiled" if numerics["compiled"] else "eager"
+        print(f"trained {how}, precision {numerics['precision']}, matrix products {numerics['matmul_precision']}")
     print("made with", ", ".join(f"{name} {version}" for name, version in checkpoint.card["versions"].items()))
     return 0
 

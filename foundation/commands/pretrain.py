@@ -11,12 +11,11 @@ from jsonargparse import ArgumentParser
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation.checkpoint import build_module, find_resumable, make_card, save_folder
-from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, say, training_parser
+from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.tracking import default_mode
 from foundation.training.optimization import Optimization
-from foundation.training.run import RunSettings, claim_folder, clear_run, train
+from foundation.training.run import claim_folder, clear_run, train
 from foundation.training.scaling import fit_scalers
 from foundation.training.spec import ModelSpec
 from foundation.training.weighting import FixedWeights, TaskWeighting, UncertaintyWeights
@@ -58,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     if config.overwrite and resume is None:
         clear_run(folder)
     module.card = make_card(spec, module, data)
-    settings = RunSettings(folder, config.wandb or default_mode(), config.seed, resume, "pretrain", config.compile)
+    settings = run_settings(config, folder, resume, "pretrain")
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared

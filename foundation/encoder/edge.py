@@ -71,11 +71,12 @@ class EdgeConvolution(nn.Module):
         """Node features, one [N, 2l+1, C_l] per degree ([N, C_0] for scalars) -> gathered messages, alike."""
         scalars = self.norm(features[0])  # [N, C_0]
         num_atoms, top = scalars.shape[0], len(self.channels) - 1
+        # Rows are taken by index_select: its gradient is a plain sum, that of indexing is several times slower.
         hidden = self.radial_in(edges.radial)  # [E, H]
-        hidden = hidden + self.sender_in(scalars)[edges.sender] + self.receiver_in(scalars)[edges.receiver]
-        weights = self.radial_out(nn.functional.silu(hidden)) * edges.envelope[:, None]
-        path = weights.split(self.paths, dim=1)  # each [E, C_l]
-        sent = self.send_scalars(scalars)[edges.sender].split(self.channels, dim=1)  # each [E, C_l]
+        hidden = hidden + self.sender_in(scalars).index_select(0, edges.sender)
+        hidden = hidden + self.receiver_in(scalars).index_select(0, edges.receiver)
+        path = self._path_weights(nn.functional.silu(hidden), edges.envelope).split(self.paths, dim=1)  # each [E, C_l]
+        sent = self.send_scalars(scalars).index_select(0, edges.sender).split(self.channels, dim=1)  # each [E, C_l]
 
         to_scalars = [path[0] * sent[0]]
         to_higher = [
@@ -83,21 +84,22 @@ class EdgeConvolution(nn.Module):
             for degree, harmonic in enumerate(edges.harmonics, start=1)
         ]
         for index, linear in enumerate(self.send_higher):
-            contracted, passed = linear(features[index + 1])[edges.sender].chunk(2, dim=2)  # each [E, 2l+1, C_l]
+            # each [E, 2l+1, C_l]
+            contracted, passed = linear(features[index + 1]).index_select(0, edges.sender).chunk(2, dim=2)
             harmonic = edges.harmonics[index][:, :, None]
             to_scalars.append(path[1 + top + index] * (contracted * harmonic).sum(dim=1))
-            to_higher[index] = to_higher[index] + path[1 + 2 * top + index][:, None] * passed
+            to_higher[index] = torch.addcmul(to_higher[index], path[1 + 2 * top + index][:, None], passed)
 
-        messages = torch.cat([*to_scalars, *(message.flatten(1) for message in to_higher)], dim=1)
-        gathered = messages.new_zeros(num_atoms, messages.shape[1]).index_add(0, edges.receiver, messages) * self.scale
-        widths = [sum(m.shape[1] for m in to_scalars), *(m.shape[1] * m.shape[2] for m in to_higher)]
-        # Contiguous, since torch multiplies other layouts in another way once a weight is frozen, and the last bits
-        # of predictions would then depend on what trains.
-        parts = [part.contiguous() for part in gathered.split(widths, dim=1)]
-        return [
-            self.mix_scalars(parts[0]),
-            *(
-                linear(part.view(num_atoms, 2 * degree + 1, -1))
-                for degree, (linear, part) in enumerate(zip(self.mix_higher, parts[1:], strict=True), start=1)
-            ),
+        gathered = [
+            message.new_zeros(num_atoms, *message.shape[1:]).index_add(0, edges.receiver, message) * self.scale
+            for message in (torch.cat(to_scalars, dim=1), *to_higher)
         ]
+        return [
+            self.mix_scalars(gathered[0]),
+            *(linear(part) for linear, part in zip(self.mix_higher, gathered[1:], strict=True)),
+        ]
+
+    def _path_weights(self, hidden: Tensor, envelope: Tensor) -> Tensor:
+        """[E, H], [E] -> [E, sum C_l] ``radial_out(hidden) * envelope``, with the envelope on the narrow side."""
+        faded = torch.cat([hidden * envelope[:, None], envelope[:, None]], dim=1)  # [E, H + 1]
+        return nn.functional.linear(faded, torch.cat([self.radial_out.weight, self.radial_out.bias[:, None]], dim=1))

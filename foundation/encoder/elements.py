@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pymatgen.core import Element
 from torch import Tensor
@@ -25,12 +27,27 @@ def element_descriptors() -> Tensor:
     Returns:
         [NUM_ELEMENTS + 1, D] float32, row z for atomic number z.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns for every value it does not have
-        table = np.array([_row(Element.from_Z(z)) for z in range(1, NUM_ELEMENTS + 1)])
-    table = np.where(np.isnan(table), np.nanmean(table, axis=0), table)
+    table = _complete_table(_row)
     table = (table - table.mean(axis=0)) / (table.std(axis=0) + 1e-9)
     return torch.tensor(np.vstack([np.zeros(table.shape[1]), table]), dtype=torch.float32)
+
+
+def element_radii() -> Tensor:
+    """Atomic radii (Slater, 1964) from pymatgen's periodic table; a missing one takes the mean.
+
+    Returns:
+        [NUM_ELEMENTS + 1] float32 in Angstrom, entry z for atomic number z.
+    """
+    radii = _complete_table(lambda element: [_number(element.atomic_radius)])[:, 0]
+    return torch.tensor([radii.mean(), *radii], dtype=torch.float32)
+
+
+def _complete_table(row: Callable[[Element], list[float]]) -> npt.NDArray[np.float64]:
+    """A row per element, H first; a value that pymatgen does not have takes the mean over the elements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen warns for every value it does not have
+        table = np.array([row(Element.from_Z(z)) for z in range(1, NUM_ELEMENTS + 1)])
+    return np.where(np.isnan(table), np.nanmean(table, axis=0), table)
 
 
 def _row(element: Element) -> list[float]:

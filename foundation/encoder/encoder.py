@@ -11,31 +11,43 @@ from torch import Tensor, nn
 
 from datamodules.graph import NeighborRecipe
 from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
-from foundation.encoder.elements import NUM_ELEMENTS, element_descriptors
+from foundation.encoder.elements import NUM_ELEMENTS, element_descriptors, element_radii
 from foundation.encoder.irreps import split_channels, to_e3nn
-from foundation.encoder.node import NodeUpdate
+from foundation.encoder.node import NodeUpdate, Products
 from foundation.encoder.radial import GaussianBasis, envelope
 
 
 class Embedding(nn.Module):
-    """An element's scalars: a learned row of its own plus a linear map of its descriptors.
+    """An atom's first scalars: what is known of its element, and how much room it has.
+
+    Of the element, a learned row of its own and a linear map of its descriptors. The row starts near zero, so
+    that with few labels elements are told apart by what chemistry knows of them. The room is the distance to the
+    k-th neighbour, in Angstrom and in units of the element's radius: how densely atoms are packed says much about
+    stiffness, and sums over a number of neighbours that is the same everywhere hide it.
 
     Args:
         channels: Number of scalars C.
+        num_room: Radial functions of each of the two distances.
     """
 
     descriptors: Tensor
+    radii: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, num_room: int) -> None:
         super().__init__()
         self.register_buffer("descriptors", element_descriptors())
+        self.register_buffer("radii", element_radii())
         self.own = nn.Embedding(NUM_ELEMENTS + 1, channels)
-        nn.init.normal_(self.own.weight, std=0.3)
+        nn.init.normal_(self.own.weight, std=0.02)
         self.shared = nn.Linear(self.descriptors.shape[1], channels)
+        self.distances = GaussianBasis(num_room, start=2.0, stop=8.0)
+        self.relative = GaussianBasis(num_room, start=1.0, stop=5.0)
+        self.room = nn.Linear(2 * num_room, channels, bias=False)
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        """[N] atomic numbers -> [N, C]."""
-        channels: Tensor = self.own(numbers) + self.shared(self.descriptors[numbers])
+    def forward(self, numbers: Tensor, kth_distance: Tensor) -> Tensor:
+        """[N] atomic numbers, [N] distances to the k-th neighbour in Angstrom -> [N, C]."""
+        packing = torch.cat([self.distances(kth_distance), self.relative(kth_distance / self.radii[numbers])], dim=1)
+        channels: Tensor = self.own(numbers) + self.shared(self.descriptors[numbers]) + self.room(packing)
         return channels
 
 
@@ -78,9 +90,11 @@ class EquivariantEncoder(nn.Module):
         num_radial: Size of the radial basis.
         radial_cutoff: Angstrom of the last radial function.
         radial_hidden: Hidden channels of the radial networks.
+        num_room: Functions of the distance to the k-th neighbour that the embedding takes in.
         num_neighbors: Nearest neighbours that every atom sees in full.
         shell_width: Angstrom beyond the last of these over which further neighbours fade out.
         max_cutoff: Angstrom beyond which no atom is seen.
+        products: "plain", or "cuequivariance" for NVIDIA's kernels; the numbers and the weights are the same.
     """
 
     def __init__(
@@ -91,20 +105,22 @@ class EquivariantEncoder(nn.Module):
         num_radial: int = 10,
         radial_cutoff: float = 8.0,
         radial_hidden: int = 32,
+        num_room: int = 16,
         num_neighbors: int = 12,
         shell_width: float = 0.5,
         max_cutoff: float = 10.0,
+        products: Products = "plain",
     ) -> None:
         super().__init__()
         channels = split_channels(o3.Irreps(irreps))
         self.recipe = NeighborRecipe(num_neighbors, shell_width, max_cutoff)
         self.degrees = list(range(1, len(channels)))
         self.basis = GaussianBasis(num_radial, stop=radial_cutoff)
-        self.embedding = Embedding(channels[0])
+        self.embedding = Embedding(channels[0], num_room)
         self.blocks = nn.ModuleList(
             Block(
                 EdgeConvolution(irreps, num_radial, radial_hidden, num_neighbors, first=index == 0),
-                NodeUpdate(irreps),
+                NodeUpdate(irreps, products),
             )
             for index in range(num_blocks)
         )
@@ -138,7 +154,7 @@ class EquivariantEncoder(nn.Module):
             envelope=envelope(distance, batch.cutoff[receiver], self.recipe.shell_width),
             harmonics=list(torch.split(harmonics, [2 * degree + 1 for degree in self.degrees], dim=1)),
         )
-        features = [self.embedding(batch.z)]
+        features = [self.embedding(batch.z, batch.cutoff - self.recipe.shell_width)]
         for block in self.blocks:
             features = block(features, edges)
         out: Tensor = self.readout(features)

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
+from foundation.training.precision import full_precision
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
 
@@ -92,7 +93,7 @@ class MultiTaskModule(lightning.LightningModule):
         Raises:
             NonFiniteLoss: If the loss is NaN or infinite.
         """
-        sums, counts, _ = self._losses(batch)
+        sums, counts, _ = self.losses(batch)
         total = self.weighting(sums, counts)
         if not bool(torch.isfinite(total)):
             raise NonFiniteLoss(self._describe_non_finite(batch, sums))
@@ -130,7 +131,7 @@ class MultiTaskModule(lightning.LightningModule):
         Raises:
             NonFiniteLoss: If a loss is NaN or infinite.
         """
-        sums, counts, predicted = self._losses(batch)
+        sums, counts, predicted = self.losses(batch)
         if not bool(torch.isfinite(sums).all()):
             raise NonFiniteLoss(self._describe_non_finite(batch, sums))
         for index, name in enumerate(self.names):
@@ -164,10 +165,14 @@ class MultiTaskModule(lightning.LightningModule):
         """Add what is needed to rebuild, describe and trust the model."""
         checkpoint["foundation"] = self.card
 
-    def _losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
         # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
-        features = self.encoder(batch) if self.training else self.encoder.forward(batch)
+        encoded = self.encoder(batch) if self.training else self.encoder.forward(batch)
+        with full_precision(encoded) as features:
+            return self._losses_of_heads(features, batch)
+
+    def _losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         sums, counts, predicted = [], [], {}
         for index, (name, head) in enumerate(self.named_heads()):
             target = batch.labels[:, index]  # [B]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -26,9 +27,12 @@ from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.process import is_first_process
 from foundation.tracking import wandb_logger
+from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.precision import MatmulPrecision, check_precision
+from foundation.training.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class RunSettings:
         resume: Checkpoint of this run to go on from.
         group: Name that ties runs together in Weights & Biases.
         compile: Whether the encoder's training step is compiled: slow to start, then two to three times faster.
+            "auto" compiles where the run is long enough to pay for it, and goes on as before after a resume.
+        runs: How many models of this architecture train one after another in this process.
+        matmul_precision: "highest" for matrix products in single precision, "high" to allow TF32 on a GPU.
     """
 
     folder: Path
@@ -49,7 +56,9 @@ class RunSettings:
     seed: int = 0
     resume: str | None = None
     group: str | None = None
-    compile: bool = False
+    compile: Asked = False
+    runs: int = 1
+    matmul_precision: MatmulPrecision = "highest"
 
 
 class EpochLines(Callback):
@@ -122,7 +131,14 @@ def train(
 
     Returns:
         What metrics.json holds.
+
+    Raises:
+        InputError: If this machine cannot compile and is told to, or the precision is too low.
     """
+    check_precision(trainer_args.get("precision"))
+    if settings.compile is True:
+        require_compiler()
+    torch.set_float32_matmul_precision(settings.matmul_precision)
     folder = settings.folder
     first = is_first_process()
     if first:
@@ -132,9 +148,8 @@ def train(
     tracker = wandb_logger(settings.wandb, folder, settings.group, config)
     if tracker is not None:
         loggers.append(tracker)
-    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, trainer_args)
-    if settings.compile:
-        module.encoder.compile(dynamic=True)
+    compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
+    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, compilation, trainer_args)
     started = time.perf_counter()
     with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None):
         _silence_lightning()
@@ -153,9 +168,14 @@ def train(
 
 
 def _make_trainer(
-    folder: Path, loggers: list[Logger], module: MultiTaskModule, validates: bool, trainer_args: Mapping[str, Any]
+    folder: Path,
+    loggers: list[Logger],
+    module: MultiTaskModule,
+    validates: bool,
+    compilation: Compilation,
+    trainer_args: Mapping[str, Any],
 ) -> lightning.Trainer:
-    callbacks: list[Callback] = [LearningRateMonitor("step")]
+    callbacks: list[Callback] = [compilation, LearningRateMonitor("step")]
     if trainer_args.get("enable_checkpointing") is not False:
         kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
         # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
@@ -195,6 +215,7 @@ def _report(
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "encoder": {"config_hash": ModelSpec.from_dict(module.card["spec"]).encoder_hash},
         "split": data.split.how,
         "notes": data.split.notes,
     }

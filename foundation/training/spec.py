@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +71,17 @@ class ModelSpec:
 
     encoder: dict[str, Any]
     heads: dict[str, HeadSpec]
+
+    @property
+    def encoder_hash(self) -> str:
+        """Hash of the encoder's arguments, defaults included: the same in benchmarks and in metrics.json."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(EquivariantEncoder).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        text = json.dumps({**defaults, **self.encoder}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def build_encoder(self) -> EquivariantEncoder:
         """Make the encoder with fresh weights.

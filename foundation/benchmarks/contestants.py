@@ -1,0 +1,104 @@
+"""The processes of a comparison: which interpreter runs which model, and what it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from datamodules.errors import InputError
+
+PEERS = ("nequip", "alignn")
+OURS = "ours"
+_HERE = Path(__file__).parent
+
+
+def parse_peers(words: list[str]) -> dict[str, str]:
+    """Interpreters of the peers from ``nequip=PYTHON`` words.
+
+    Raises:
+        InputError: For another name, or an interpreter that is not there.
+    """
+    found = {}
+    for word in words:
+        name, _, python = word.partition("=")
+        if name not in PEERS or not python:
+            raise InputError(f"--peers {word}: write NAME=PYTHON with a name of {', '.join(PEERS)}")
+        if not os.access(python, os.X_OK) or Path(python).is_dir():
+            raise InputError(f"--peers {word}: there is no interpreter {python}")
+        found[name] = str(Path(python).absolute())  # not resolved: an environment's interpreter is a link
+    return found
+
+
+def absent(peers: Mapping[str, str]) -> list[str]:
+    """One line for every peer that was not given."""
+    return [
+        f"{name} is absent: install it as foundation/benchmarks/peers/README.md says, then --peers {name}=PYTHON"
+        for name in PEERS
+        if name not in peers
+    ]
+
+
+def code_hash(model: str) -> str:
+    """Hash of the sources that a model's result depends on; results of other code do not count."""
+    folders = [_HERE / "peers"]
+    if model == OURS:
+        root = _HERE.parent.parent
+        folders += [root / "foundation" / "encoder", root / "heads", root / "datamodules"]
+    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def environment(threads: int, cache: Path) -> dict[str, str]:
+    """Variables of a contestant's process.
+
+    Compilers run inside it, one at a time, so that their processor time is counted, and start from an empty cache.
+    """
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+    }
+
+
+def start(model: str, peers: Mapping[str, str], threads: int, cache: Path, log: IO[str]) -> subprocess.Popen[str]:
+    """Start a contestant's process, which waits for its job."""
+    if model == OURS:
+        command, folder = [sys.executable, "-m", "foundation.benchmarks.ours"], _HERE.parent.parent
+    else:
+        command, folder = [peers[model], "-m", f"peers.{model}"], _HERE
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(threads, cache),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+
+
+def run_job(model: str, peers: Mapping[str, str], job: Mapping[str, Any], log_file: Path) -> dict[str, Any] | None:
+    """Do one job in its own process; None if it failed, and ``log_file`` says why."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="foundation-inductor-") as cache, log_file.open("w") as log:
+        process = start(model, peers, int(job["threads"]), Path(cache), log)
+        printed, _ = process.communicate(json.dumps(job) + "\n")
+    return last_result(printed) if process.returncode == 0 else None
+
+
+def last_result(printed: str) -> dict[str, Any] | None:
+    """The last line of JSON among whatever a library printed."""
+    for line in reversed(printed.splitlines()):
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return None
