@@ -100,7 +100,8 @@ def _write_program(model: PackagedModel, example: CrystalBatch, path: Path, form
         if format == "aot_inductor":
             from torch._inductor import aoti_compile_and_package
 
-            aoti_compile_and_package(program, package_path=str(path))
+            # Without this the number of threads that runs the export would be the package's for ever.
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True})
         else:
             torch.export.save(program, path)
 
