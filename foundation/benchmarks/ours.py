@@ -13,7 +13,8 @@ from datamodules.batching import CrystalBatch, GraphArrays, build_graphs
 from datamodules.crystals import Crystal
 from datamodules.graph import fixed_cutoff_edges
 from datamodules.properties import Property
-from foundation.benchmarks.peers.contest import Contestant, Crystals, Forward, Rows, main
+from foundation.benchmarks.peers.contest import Contestant, Crystals, Forward, Rows
+from foundation.benchmarks.peers.job import main
 from foundation.checkpoint import build_module
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec, ModelSpec

@@ -13,7 +13,8 @@ from jarvis.core.atoms import Atoms
 from jarvis.core.specie import atomic_numbers_to_symbols
 from torch import Tensor
 
-from .contest import Contestant, Crystals, Rows, main
+from .contest import Contestant, Crystals, Rows
+from .job import main
 
 CUTOFF = 8.0  # Angstrom
 NEIGHBORS = 12

@@ -1,4 +1,4 @@
-"""What a model must offer to be compared, and how its process is told what to do.
+"""What a model must offer to be compared: crystals in, predictions out, and the clock it runs against.
 
 This folder runs in a peer's own interpreter, as the package ``peers``: it imports torch, numpy and the peer alone.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,29 +130,6 @@ def peak_memory(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def main(build: Callable[[Crystals, dict[str, Any]], Contestant]) -> None:
-    """Do the job that stands as JSON on the first line of the standard input.
-
-    Results are lines of JSON on the standard output. Loading the crystals and importing the libraries is not part
-    of any measured time.
-
-    Args:
-        build: Makes the contestant for these crystals and this job.
-    """
-    from .timing import answer_rounds
-    from .training import train_for
-
-    job = json.loads(sys.stdin.readline())
-    crystals = Crystals.load(job["data"])
-    torch.manual_seed(job["seed"])
-    contestant = build(crystals, job)
-    contestant.model.to(job["device"])
-    if job["do"] == "train":
-        say(train_for(contestant, crystals, job))
-    else:
-        answer_rounds(contestant, crystals, job)
 
 
 def say(result: dict[str, Any]) -> None:

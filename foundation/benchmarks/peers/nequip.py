@@ -12,7 +12,8 @@ from nequip.model import PresetNequIPGNNModel
 from nequip.utils.global_state import set_global_state
 from torch import Tensor
 
-from .contest import Contestant, Crystals, Rows, main
+from .contest import Contestant, Crystals, Rows
+from .job import main
 
 CUTOFF = 5.0  # Angstrom
 
