@@ -22,7 +22,7 @@ from datamodules.errors import InputError
 from datamodules.matching import reduced_formula
 from datamodules.properties import KNOWN
 from foundation.benchmarks import accuracy, full
-from foundation.benchmarks.accuracy import Cell, Plan, best_rate, compare, job_of
+from foundation.benchmarks.accuracy import Cell, Plan, best_rate, compare, job_of, rates_at_the_edge
 from foundation.benchmarks.accuracy_report import report
 from foundation.benchmarks.contestants import PEERS, absent, code_hash, parse_peers, run_job
 from foundation.benchmarks.crystals import encoder_config
@@ -58,7 +58,7 @@ def crystals(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Crystals:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(tmp_path, {}, [1.0, 2.0], [1e-3, 3e-3], 1, 1, 1, "cpu", accuracy.COMPILE_FROM, TINY_ENCODER)
+    return Plan(tmp_path, {}, [1.0, 2.0], {"ours": [1e-3, 3e-3]}, 1, 1, 1, "cpu", accuracy.COMPILE_FROM, TINY_ENCODER)
 
 
 def ours(crystals: Crystals, **changes: Any) -> Ours:
@@ -186,6 +186,14 @@ def test_the_best_rate_is_one_that_came_through() -> None:
     tried = [{**row, "learning_rate": rate, "mae": mae} for rate, mae in ((1e-3, 0.3), (3e-3, 0.2), (1e-2, None))]
     assert best_rate(tried, "gv", "ours") == 3e-3
     assert best_rate(tried, "gv", "nequip") is None
+
+
+def test_a_best_rate_at_the_edge_of_those_tried_is_told(plan: Plan, task: Task) -> None:
+    plan = replace(plan, learning_rates={"ours": [1e-3, 3e-3, 1e-2]})
+    for best, told in ((1e-3, 1), (3e-3, 0), (1e-2, 1)):
+        row = {"task": task.name, "model": "ours"}
+        tried = [{**row, "learning_rate": rate, "mae": float(rate != best)} for rate in plan.learning_rates["ours"]]
+        assert len(rates_at_the_edge(plan, [task], tried)) == told
 
 
 def test_every_model_is_told_the_same(plan: Plan) -> None:

@@ -47,7 +47,7 @@ def report(plan: Plan, tasks: list[Task], rows: list[dict[str, Any]]) -> None:
     folder = plan.folder
     settings = {
         "recipe": RECIPE,
-        "learning_rates_tried": plan.learning_rates,
+        "learning_rates_tried": dict(plan.learning_rates),
         "encoder": {"config": plan.encoder, "config_hash": ModelSpec(plan.encoder, {}).encoder_hash},
         "machine": {**describe(plan.device), "threads": plan.threads, "jobs": plan.jobs},
     }

@@ -64,7 +64,9 @@ def accuracy_parser() -> OneLineParser:
     made.add_argument(
         "--budgets", nargs="+", type=_seconds, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
     )
-    made.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates to try")
+    made.add_argument(
+        "--learning-rates", nargs="+", type=float, metavar="RATE", help="rates to try; by default three for each model"
+    )
     made.add_argument("--seeds", type=_positive, default=1, help="runs per budget (%(default)s)")
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument(
@@ -124,7 +126,7 @@ def _full(args: argparse.Namespace) -> int:
 
 def _accuracy(args: argparse.Namespace) -> int:
     from datamodules.errors import InputError
-    from foundation.benchmarks.accuracy import COMPILE_FROM, Plan, compare
+    from foundation.benchmarks.accuracy import COMPILE_FROM, LEARNING_RATES, Plan, compare
     from foundation.benchmarks.accuracy_report import report
     from foundation.benchmarks.contestants import absent, parse_peers
     from foundation.benchmarks.crystals import encoder_config
@@ -139,7 +141,7 @@ def _accuracy(args: argparse.Namespace) -> int:
         folder=Path(args.out),
         peers=peers,
         budgets=sorted(set(args.budgets)),
-        learning_rates=args.learning_rates,
+        learning_rates=dict.fromkeys(LEARNING_RATES, args.learning_rates) if args.learning_rates else LEARNING_RATES,
         seeds=args.seeds,
         jobs=args.jobs,
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
