@@ -116,8 +116,10 @@ def _rates(args: argparse.Namespace) -> int:
 def _full(args: argparse.Namespace) -> int:
     from foundation.benchmarks.contestants import absent, parse_peers
     from foundation.benchmarks.full import run_full
+    from foundation.process import keep_freed_memory
 
     peers = parse_peers(args.peers)
+    keep_freed_memory()  # as `foundation predict` does, whose cost is to grow with the edges and no faster
     for line in absent(peers):
         print(line)
     run_full(Path(args.out), _crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
