@@ -65,6 +65,7 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
     Raises:
         InputError: If the program cannot be made here, or does not predict what the models predict.
     """
+    checkpoints = [_with_plain_products(checkpoint) for checkpoint in checkpoints]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
     model = PackagedModel(ensemble).eval().requires_grad_(False)
     batches = list(_check_batches(ensemble.recipe, _elements_seen(checkpoints)))
@@ -83,6 +84,13 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well
     return checked
+
+
+def _with_plain_products(checkpoint: Checkpoint) -> Checkpoint:
+    """The same weights and numbers, without kernels of a library that a package cannot count on."""
+    spec = checkpoint.card["spec"]
+    plain = spec | {"encoder": spec["encoder"] | {"products": "plain"}}
+    return replace(checkpoint, card=checkpoint.card | {"spec": plain})
 
 
 def _write_program(model: PackagedModel, example: CrystalBatch, path: Path, format: str) -> None:

@@ -270,6 +270,20 @@ def test_a_program_that_predicts_something_else_is_not_left(
     assert export_what_is_off_by(0.0).code == 0
 
 
+def test_a_package_needs_no_kernels_of_another_library(
+    foundation: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = torch.load(small, weights_only=True)
+    content["foundation"]["spec"]["encoder"]["products"] = "cuequivariance"
+    torch.save(content, tmp_path / "cuda.ckpt")
+    model = PackagedModel(Ensemble([load_checkpoint(small).build()]))
+    monkeypatch.setattr(export, "_write_program", lambda *_: None)
+    monkeypatch.setattr(export, "_load_program", lambda *_: model)
+    answer = foundation("export", tmp_path / "cuda.ckpt", "--out", tmp_path / "package")
+    assert answer.code == 0, answer.err
+    assert json.loads((tmp_path / "package" / "card.json").read_text())["spec"]["encoder"]["products"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
