@@ -85,13 +85,7 @@ class BatchedRows(Sampler[Rows]):
         if not size:
             return []
         dearest = np.maximum.reduceat(self._place_costs, np.arange(0, size, world))
-        starts, cost = [0], 0
-        for number, spent in enumerate(dearest.tolist()):
-            full = number - starts[-1] == self.batch_size or cost + spent > self.max_cost
-            if full and number > starts[-1]:
-                starts.append(number)
-                cost = 0
-            cost += spent
+        starts = starts_by_cost(dearest, self.max_cost, self.batch_size)
         # Every process must take part in every step: a tail with fewer crystals than processes joins the last.
         if len(starts) > 1 and size - starts[-1] * world < world:
             starts.pop()
@@ -125,6 +119,24 @@ class BatchedRows(Sampler[Rows]):
         if self.weights is not None:  # the dearest may be drawn again and again
             dearest = np.repeat(dearest[-1:], self.batch_size)
         return bool(dearest.sum() > self.max_cost)
+
+
+def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: float = np.inf) -> list[int]:
+    """Where batches begin that are filled one after another.
+
+    Args:
+        costs: [M] cost of each item, in order.
+        max_cost: What a batch may cost; a single item may cost more.
+        max_count: How many items a batch may hold.
+    """
+    starts, cost = [0], 0
+    for number, spent in enumerate(costs.tolist()):
+        full = number - starts[-1] == max_count or cost + spent > max_cost
+        if full and number > starts[-1]:
+            starts.append(number)
+            cost = 0
+        cost += spent
+    return starts
 
 
 def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float64]:

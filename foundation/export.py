@@ -26,9 +26,9 @@ from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from foundation.checkpoint import Checkpoint
 from foundation.encoder.elements import NUM_ELEMENTS
-from foundation.exported.model import SPREAD, GraphTensors, PackagedModel
+from foundation.exported.model import GraphTensors, PackagedModel
 from foundation.files import write_json
-from foundation.inference import Ensemble
+from foundation.inference import SPREAD, Ensemble
 from foundation.quickstart.prototypes import starts
 
 TOLERANCE = 1e-5  # of the largest prediction of a property
@@ -78,7 +78,7 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
         _write_script(temporary)
         _write_program(model, batches[-1], temporary / PROGRAM, format)
         checked = _compare(_load_program(temporary / PROGRAM, format), ensemble, model.columns, batches)
-        card = _card(checkpoints, ensemble, format, model.outputs)
+        card = _card(checkpoints, ensemble, format)
         write_json(temporary / "card.json", card | {"checked": checked})
         os.rename(temporary, out)
     finally:
@@ -202,7 +202,7 @@ def _elements_seen(checkpoints: Sequence[Checkpoint]) -> list[int]:
     return sorted(set.union(*(checkpoint.elements_seen for checkpoint in checkpoints)))
 
 
-def _card(checkpoints: Sequence[Checkpoint], ensemble: Ensemble, format: str, outputs: list[str]) -> dict[str, Any]:
+def _card(checkpoints: Sequence[Checkpoint], ensemble: Ensemble, format: str) -> dict[str, Any]:
     """What the package says of itself; ``predict.py`` reads program, neighbors and elements."""
     card = checkpoints[0].card
     return {
@@ -213,7 +213,7 @@ def _card(checkpoints: Sequence[Checkpoint], ensemble: Ensemble, format: str, ou
             "format": format,
             "device": "cpu",
             "inputs": list(GraphTensors._fields),
-            "outputs": outputs,
+            "outputs": ensemble.columns,
         },
         "properties": [ensemble.properties[name].as_dict() for name in ensemble.names],
         "neighbors": asdict(ensemble.recipe),

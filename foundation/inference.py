@@ -15,6 +15,7 @@ from tqdm import tqdm
 from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
+from datamodules.sampling import starts_by_cost
 from foundation.streaming import in_order
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.module import MultiTaskModule
@@ -25,6 +26,9 @@ Rows = npt.NDArray[np.int64]
 # Where a batch is fastest. On a CPU larger ones gain nothing, and lose half their speed where their memory has to be
 # mapped afresh every time; a GPU has to be filled.
 EDGES_PER_BATCH = {"cpu": 8_000, "cuda": 200_000}
+
+
+SPREAD = " spread"  # behind the column of a property: the spread over the members
 
 
 class Ensemble:
@@ -52,6 +56,12 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.models)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a table of predictions: one per property and, of several members, one for their spread."""
+        names = [self.properties[name].column for name in self.names]
+        return [column for name in names for column in ([name, name + SPREAD] if len(self) > 1 else [name])]
 
     def predict(self, batches: Iterable[CrystalBatch], total: int | None = None) -> dict[str, Values]:
         """Predict every crystal of the batches.
@@ -116,13 +126,7 @@ class Ensemble:
 
 def cut_by_cost(rows: Rows, costs: Rows, limit: int) -> list[Rows]:
     """Cut rows into batches that cost no more than the limit, unless a single row does."""
-    starts, cost = [0], 0
-    for number, spent in enumerate(costs.tolist()):
-        if cost + spent > limit and number > starts[-1]:
-            starts.append(number)
-            cost = 0
-        cost += spent
-    return np.split(rows, starts[1:]) if len(rows) else []
+    return np.split(rows, starts_by_cost(costs, limit)[1:]) if len(rows) else []
 
 
 def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[dict[str, Any], dict[str, Values]]:

@@ -30,11 +30,7 @@ Row = list[str]
 
 def columns(ensemble: Ensemble) -> Row:
     """Names of the columns."""
-    names = [*FIXED]
-    for name in ensemble.names:
-        column = ensemble.properties[name].column
-        names += [column, f"{column} spread"] if len(ensemble) > 1 else [column]
-    return names
+    return [*FIXED, *ensemble.columns]
 
 
 def prediction_rows(ensemble: Ensemble, paths: Sequence[Path], seen: set[int]) -> Generator[list[Row], None, None]:
@@ -114,7 +110,7 @@ def _rows(
     """
     values = ensemble.predict_graphs(graphs, np.array(predicted, dtype=np.int64))
     places = iter(range(len(predicted)))
-    width = len(columns(ensemble)) - len(FIXED)
+    width = len(ensemble.columns)
     rows = []
     for head, status in zip(heads, statuses, strict=True):
         cells = [""] * width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from datamodules.crystals import Crystal
 from foundation.benchmarks.crystals import BATCH_SIZE
 from foundation.benchmarks.peers.contest import Clock, Rows
 from foundation.benchmarks.rates import batch_rows
+from foundation.benchmarks.work import step_of
 from foundation.training.module import MultiTaskModule
 
 # Largest batch that training is measured on: it keeps what backward needs, several times what predicting keeps.
@@ -66,12 +68,12 @@ def _over_batches(
         batch = graphs.gather(rows).to(device)
         points["atoms"].append(len(batch.z))
         points["edges"].append(batch.edge_index.shape[1])
-        work = _train if kind == "train" else _predict
-        work(module, batch)  # the first of a size warms up
+        work = step_of(module.train(), batch) if kind == "train" else partial(_predict, module, batch)
+        work()  # the first of a size warms up
         clock = Clock(device)
         repeats = max(1, 40_000 // batch.edge_index.shape[1])
         for _ in range(repeats):
-            work(module, batch)
+            work()
         points["seconds"].append(clock.seconds() / repeats)
     return {
         **points,
@@ -98,13 +100,6 @@ def _over_crystals(
         results["predict"] = exponent(counts, predicting)
         results["graphs"] = exponent(counts, building)
     return results
-
-
-def _train(module: MultiTaskModule, batch: Any) -> None:
-    module.train()
-    head = module.heads[module.names[0]]
-    head(module.encoder(batch), batch).abs().mean().backward()
-    module.zero_grad()
 
 
 def _predict(module: MultiTaskModule, batch: Any) -> None:

@@ -7,13 +7,11 @@ with it loads without it, and the other way round.
 from __future__ import annotations
 
 import importlib.util
-import math
 
-import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from foundation.encoder.products import natural_table
 
 
 class CuEquivarianceProduct(nn.Module):
@@ -26,7 +24,7 @@ class CuEquivarianceProduct(nn.Module):
     Args:
         l1: Degree of the first feature.
         l2: Degree of the second feature.
-        l3: Degree of the result; l1 + l2 + l3 must be even, so that natural parity stays natural.
+        l3: Degree of the result, as ``natural_table`` takes them.
         channels: Channels C of all three; the kernel is made for this number.
 
     Raises:
@@ -35,8 +33,7 @@ class CuEquivarianceProduct(nn.Module):
 
     def __init__(self, l1: int, l2: int, l3: int, channels: int) -> None:
         super().__init__()
-        if (l1 + l2 + l3) % 2 or not abs(l1 - l2) <= l3 <= l1 + l2:
-            raise ValueError(f"no product of natural parity from {l1} x {l2} to {l3}")
+        table = natural_table(l1, l2, l3)
         if importlib.util.find_spec("cuequivariance_torch") is None:
             raise InputError(
                 "products cuequivariance: not installed; pip install 'crystal-foundation[cuequivariance]' and, for a "
@@ -44,9 +41,9 @@ class CuEquivarianceProduct(nn.Module):
             )
         self.degrees = (l1, l2, l3)
         self.channels = channels
-        self.on_cpu = _polynomial(l1, l2, l3, channels, "naive")
+        self.on_cpu = _polynomial(table, channels, "naive")
         has_kernels = importlib.util.find_spec("cuequivariance_ops_torch") is not None
-        self.on_gpu = _polynomial(l1, l2, l3, channels, "uniform_1d") if has_kernels else self.on_cpu
+        self.on_gpu = _polynomial(table, channels, "uniform_1d") if has_kernels else self.on_cpu
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """[N, 2 l1 + 1, C], [N, 2 l2 + 1, C] -> [N, 2 l3 + 1, C]."""
@@ -58,16 +55,15 @@ class CuEquivarianceProduct(nn.Module):
         return "{} x {} -> {}, {} channels".format(*self.degrees, self.channels)
 
 
-def _polynomial(l1: int, l2: int, l3: int, channels: int, method: str) -> nn.Module:
+def _polynomial(table: Tensor, channels: int, method: str) -> nn.Module:
     """The product for cuEquivariance: one segment of C channels per component, one path per nonzero of the table."""
     import cuequivariance as cue
     from cuequivariance_torch import SegmentedPolynomial
 
     # e3nn's table, not cuEquivariance's own: the two order and sign the components of a degree differently.
-    table = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
     product = cue.SegmentedTensorProduct.from_subscripts("u,u,u")
-    for operand, degree in enumerate((l1, l2, l3)):
-        product.add_segments(operand, (2 * degree + 1) * [(channels,)])
+    for operand, components in enumerate(table.shape):
+        product.add_segments(operand, components * [(channels,)])
     for i, j, k in table.abs().gt(1e-10).nonzero().tolist():
         product.add_path(i, j, k, c=float(table[i, j, k]))
     made: nn.Module = SegmentedPolynomial(cue.SegmentedPolynomial.eval_last_operand(product), method=method)

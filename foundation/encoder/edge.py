@@ -90,6 +90,8 @@ class EdgeConvolution(nn.Module):
             to_scalars.append(path[1 + top + index] * (contracted * harmonic).sum(dim=1))
             to_higher[index] = torch.addcmul(to_higher[index], path[1 + 2 * top + index][:, None], passed)
 
+        # A sum per degree is contiguous, as views of a joint one would not be: torch multiplies other layouts in
+        # another way once a weight is frozen, and the last bits of predictions would then depend on what trains.
         gathered = [
             message.new_zeros(num_atoms, *message.shape[1:]).index_add(0, edges.receiver, message) * self.scale
             for message in (torch.cat(to_scalars, dim=1), *to_higher)

@@ -14,6 +14,26 @@ from e3nn import o3
 from torch import Tensor
 
 
+def natural_table(l1: int, l2: int, l3: int) -> Tensor:
+    """e3nn's Clebsch-Gordan table of a product, component-normalised.
+
+    Args:
+        l1: Degree of the first feature.
+        l2: Degree of the second feature.
+        l3: Degree of the result; l1 + l2 + l3 must be even, so that natural parity stays natural.
+
+    Returns:
+        [2 l1 + 1, 2 l2 + 1, 2 l3 + 1] float64.
+
+    Raises:
+        ValueError: If there is no such product.
+    """
+    if (l1 + l2 + l3) % 2 or not abs(l1 - l2) <= l3 <= l1 + l2:
+        raise ValueError(f"no product of natural parity from {l1} x {l2} to {l3}")
+    table: Tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
+    return table
+
+
 class ChannelwiseProduct:
     """Product of two features of degrees l1 and l2 to degree l3, channel by channel.
 
@@ -22,14 +42,12 @@ class ChannelwiseProduct:
     Args:
         l1: Degree of the first feature.
         l2: Degree of the second feature.
-        l3: Degree of the result; l1 + l2 + l3 must be even, so that natural parity stays natural.
+        l3: Degree of the result, as ``natural_table`` takes them.
     """
 
     def __init__(self, l1: int, l2: int, l3: int) -> None:
-        if (l1 + l2 + l3) % 2 or not abs(l1 - l2) <= l3 <= l1 + l2:
-            raise ValueError(f"no product of natural parity from {l1} x {l2} to {l3}")
         self.degrees = (l1, l2, l3)
-        table = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
+        table = natural_table(l1, l2, l3)
         self._terms: list[list[tuple[int, int, float]]] = [
             [(int(i), int(j), float(table[i, j, k])) for i, j in table[:, :, k].abs().gt(1e-10).nonzero()]
             for k in range(2 * l3 + 1)

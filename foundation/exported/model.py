@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batching import CrystalBatch
-from foundation.inference import Ensemble
-
-SPREAD = " spread"
+from foundation.inference import SPREAD, Ensemble
 
 
 class GraphTensors(NamedTuple):
@@ -37,12 +35,6 @@ class PackagedModel(nn.Module):
         self.encoders = nn.ModuleList(model.encoder for model in ensemble.models)
         self.heads = nn.ModuleList(model.heads for model in ensemble.models)
         self.columns = {name: ensemble.properties[name].column for name in ensemble.names}
-
-    @property
-    def outputs(self) -> list[str]:
-        """The columns that ``forward`` returns, in order."""
-        several = len(self.encoders) > 1
-        return [key for column in self.columns.values() for key in (column, column + SPREAD)[: 1 + several]]
 
     def forward(
         self, z: Tensor, batch: Tensor, num_atoms: Tensor, edge_index: Tensor, edge_vector: Tensor, cutoff: Tensor
