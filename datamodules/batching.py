@@ -37,6 +37,7 @@ class CrystalBatch(Data):  # type: ignore[misc]
         cutoff: [N] Angstrom.
         row: [B] row of each crystal in its store or list.
         labels: [B, P] in physical units, NaN where missing; present in training and evaluation.
+        known: Features of the atoms that a frozen part of the encoder has made before; only present if kept.
     """
 
 
@@ -103,26 +104,27 @@ class GraphArrays:
         lattices = np.repeat(self.lattices[rows].transpose(1, 2, 0), num_edges, axis=2)  # [3, 3, E]
         vector = np.einsum("je,jke->ke", difference, lattices)
         dtype = torch.get_default_dtype()  # geometry is float64 up to here
-        batch = self._of_atoms(rows, atoms, num_atoms)
+        batch = self._of_atoms(rows, atoms, num_atoms, labels)
         batch.edge_index = torch.from_numpy(ends)
         batch.edge_vector = torch.from_numpy(vector).to(dtype).T.contiguous()
         batch.cutoff = torch.from_numpy(self.cutoff.take(atoms)).to(dtype)
-        if labels is not None:
-            batch.labels = labels
         return batch
 
-    def gather_atoms(self, rows: Sequence[int] | Ints) -> CrystalBatch:
-        """The same without edges and labels: what statistics over a whole training set need."""
+    def gather_atoms(self, rows: Sequence[int] | Ints, labels: Tensor | None = None) -> CrystalBatch:
+        """The same without edges: what statistics over a whole training set need."""
         rows = np.asarray(rows, dtype=np.int64)
-        return self._of_atoms(rows, *_ragged(self.atom_ptr, rows))
+        return self._of_atoms(rows, *_ragged(self.atom_ptr, rows), labels)
 
-    def _of_atoms(self, rows: Ints, atoms: Ints, num_atoms: Ints) -> CrystalBatch:
-        return CrystalBatch(
+    def _of_atoms(self, rows: Ints, atoms: Ints, num_atoms: Ints, labels: Tensor | None) -> CrystalBatch:
+        batch = CrystalBatch(
             z=torch.from_numpy(self.numbers.take(atoms).astype(np.int64)),
             batch=torch.from_numpy(np.repeat(np.arange(len(rows)), num_atoms)),
             num_atoms=torch.from_numpy(num_atoms),
             row=torch.from_numpy(rows),
         )
+        if labels is not None:
+            batch.labels = labels
+        return batch
 
 
 def _ragged(ptr: Ints, rows: Ints) -> tuple[Ints, Ints]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
 from datamodules.graph_cache import cached_graphs
+from datamodules.known import KnownFeatures
 from datamodules.loading import make_loader
 from datamodules.properties import DERIVED, Property
+from datamodules.replay import Rehearsal, RehearsingLoader
 from datamodules.sampling import BatchedRows, temperature_weights
 from datamodules.splits import Split, split_by_formula, split_from_lists
 from datamodules.store import CrystalStore
@@ -36,7 +39,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         splits: JSON file of id lists; without it crystals are split at random, grouped by formula.
         trial: Which trial of the lists.
         train_size: Crystals to fit and validate on together; None takes all there are.
-        val_share: Share of the random split that validates; of lists, the last tenth validates.
+        val_share: Share that validates: of all crystals at random, or of a list its last part; 0 for none.
         test_share: Share of the random split that tests.
         exclude: Stores, structure files, files of id lists or folders of these, whose crystals do not train.
         exclude_by: Whether the same "formula" or the same "structure" excludes.
@@ -75,6 +78,8 @@ class CrystalDataModule(lightning.LightningDataModule):
         self.store = CrystalStore.open(Path(store))
         self.names: list[str] = []
         self.recipe = NeighborRecipe()
+        self.rehearsal: Rehearsal | None = None  # of another data set, among the batches that train
+        self.known: KnownFeatures | None = None  # of atoms, where a part of the encoder is frozen
         self._split: Split | None = None
         self._graphs: GraphArrays | None = None
         self._labels: Tensor | None = None
@@ -132,12 +137,24 @@ class CrystalDataModule(lightning.LightningDataModule):
         rows = self.split.train[~torch.isnan(column[torch.from_numpy(self.split.train)]).numpy()]
         return rows, column[torch.from_numpy(rows)].double()
 
-    def train_dataloader(self) -> DataLoader[CrystalBatch]:
+    def leave_out(self, formulas: set[str]) -> None:
+        """Keep crystals of these reduced formulas from training, as those that test another property.
+
+        Raises:
+            InputError: If no crystal is left to train on.
+        """
+        kept = np.array([self.store.formulas[row] not in formulas for row in self.split.train.tolist()], dtype=bool)
+        if not kept.any():
+            raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")
+        self._split = replace(self.split, train=self.split.train[kept])
+
+    def train_dataloader(self) -> DataLoader[CrystalBatch] | RehearsingLoader:
         """Shuffled batches of the training part."""
         weights = None
         if self.temperature is not None:
             weights = temperature_weights(self._labelled()[self.split.train], self.temperature)
-        return self._loader(self.split.train, shuffle=True, weights=weights)
+        loader = self._loader(self.split.train, shuffle=True, weights=weights)
+        return loader if self.rehearsal is None else self.rehearsal.among(loader)
 
     def val_dataloader(self) -> DataLoader[CrystalBatch]:
         """Batches of the validation part, shared among processes."""
@@ -161,7 +178,8 @@ class CrystalDataModule(lightning.LightningDataModule):
         sampler = BatchedRows(
             rows, self.batch_size, seed=self.order_seed, costs=costs, max_cost=self.max_edges, **order
         )
-        return make_loader(self.graphs, self.labels, sampler)
+        known = self.known if self.known is not None and self.known.covers(rows) else None
+        return make_loader(self.graphs, self.labels, sampler, known)
 
     def _labelled(self) -> npt.NDArray[np.bool_]:
         known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()
@@ -181,7 +199,12 @@ class CrystalDataModule(lightning.LightningDataModule):
         labelled: npt.NDArray[np.bool_] = np.any(self._labelled(), axis=1)
         if config["splits"] is not None:
             split = split_from_lists(
-                Path(config["splits"]), config["trial"], config["train_size"], self.store.source_ids, labelled
+                Path(config["splits"]),
+                config["trial"],
+                config["train_size"],
+                self.store.source_ids,
+                labelled,
+                config["val_share"],
             )
         else:
             shares = (config["val_share"], config["test_share"])

@@ -12,17 +12,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import CrystalBatch, GraphArrays
+from datamodules.known import KnownFeatures
 from datamodules.sampling import BatchedRows
 
 
-def make_loader(graphs: GraphArrays, labels: Tensor, sampler: BatchedRows) -> DataLoader[CrystalBatch]:
-    """A loader of the sampler's batches.
+def make_loader(
+    graphs: GraphArrays, labels: Tensor, sampler: BatchedRows, known: KnownFeatures | None = None
+) -> DataLoader[CrystalBatch]:
+    """A loader of the sampler's batches, with the features of their atoms that are known already.
 
     Gathering a batch takes half a percent of a training step on a CPU, so there it is done in line. A GPU's step is
     short enough to wait for it.
     """
     kind = AheadLoader if torch.cuda.is_available() else DataLoader
-    return kind(_Batches(graphs, labels), sampler=sampler, batch_size=None)
+    return kind(_Batches(graphs, labels, known), sampler=sampler, batch_size=None)
 
 
 class AheadLoader(DataLoader[CrystalBatch]):
@@ -40,12 +43,19 @@ class AheadLoader(DataLoader[CrystalBatch]):
 class _Batches(Dataset[CrystalBatch]):
     """Indexed by the rows of a whole batch, not by one crystal: gathering is vectorised."""
 
-    def __init__(self, graphs: GraphArrays, labels: Tensor) -> None:
+    def __init__(self, graphs: GraphArrays, labels: Tensor, known: KnownFeatures | None) -> None:
         self.graphs = graphs
         self.labels = labels
+        self.known = known
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> CrystalBatch:
-        return self.graphs.gather(rows, self.labels[torch.from_numpy(rows)])
+        labels = self.labels[torch.from_numpy(rows)]
+        if self.known is None:
+            return self.graphs.gather(rows, labels)
+        gather = self.graphs.gather if self.known.needs_edges else self.graphs.gather_atoms
+        batch = gather(rows, labels)
+        batch.known = self.known.take(rows)
+        return batch
 
 
 def _next_batch(batches: Iterator[CrystalBatch]) -> CrystalBatch | None:

@@ -15,9 +15,6 @@ from datamodules.errors import InputError
 
 Rows = npt.NDArray[np.int64]
 
-# Share of a list that validates.
-VALIDATION_SHARE = 0.1
-
 
 @dataclass(frozen=True)
 class Split:
@@ -45,11 +42,16 @@ class Split:
 
 
 def split_from_lists(
-    file: Path, trial: str, train_size: int | None, source_ids: Sequence[Sequence[str]], labelled: npt.NDArray[np.bool_]
+    file: Path,
+    trial: str,
+    train_size: int | None,
+    source_ids: Sequence[Sequence[str]],
+    labelled: npt.NDArray[np.bool_],
+    val_share: float = 0.1,
 ) -> Split:
     """The split that a file of id lists gives: ``{"test": [...], "trial1": {"100": [...]}}``.
 
-    The list keeps its order; its last tenth validates, so the size includes the validation crystals. Where the
+    The list keeps its order; its last part validates, so the size includes the validation crystals. Where the
     test list is empty, ``test_proxy`` stands in. A crystal that the test list and the training list share
     tests and does not train.
 
@@ -59,6 +61,7 @@ def split_from_lists(
         train_size: Which of the trial's sizes; None takes its largest.
         source_ids: ``source:id`` of every record behind each row of the store.
         labelled: [M] rows that carry the label wanted.
+        val_share: Share of the list that validates; 0 for none.
 
     Raises:
         InputError: For a missing file, trial, size or id.
@@ -74,7 +77,8 @@ def split_from_lists(
     row_of = _rows_by_id(source_ids, file.stem)
     test = np.unique(_look_up(test_ids(lists), row_of, file, "test"))
     listed = _look_up(sizes[size], row_of, file, trial)
-    num_fit = len(listed) - max(1, round(len(listed) * VALIDATION_SHARE)) if len(listed) > 1 else len(listed)
+    num_val = max(1, round(len(listed) * val_share)) if len(listed) > 1 and val_share > 0 else 0
+    num_fit = len(listed) - num_val
     seen: set[int] = set(test.tolist())
     parts: tuple[list[int], list[int]] = ([], [])
     for position, row in enumerate(listed.tolist()):
@@ -89,7 +93,7 @@ def split_from_lists(
         train=np.array(parts[0], dtype=np.int64),
         val=np.array(parts[1], dtype=np.int64),
         test=test[labelled[test]],
-        how=f"lists of {file.name}: {trial}, size {size}, the last tenth validates",
+        how=f"lists of {file.name}: {trial}, size {size}, {f'the last {num_val} validate' if num_val else 'all train'}",
         notes=notes if dropped else [],
     )
 

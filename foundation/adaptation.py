@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import lightning
+
 from datamodules.datamodule import CrystalDataModule
-from foundation.checkpoint import Checkpoint, build_module, make_card, transfer
+from datamodules.errors import InputError
+from foundation.checkpoint import Checkpoint, build_module, make_card, transfer, transfer_heads
+from foundation.frozen import frozen_blocks, known_features
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import fit_scalers
-from foundation.training.spec import ModelSpec
+from foundation.training.spec import HeadSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -18,37 +22,87 @@ class Adaptation:
     """What is adapted, and how.
 
     Attributes:
-        spec: Architecture: the encoder and one new head.
+        spec: Architecture: the encoder and the head of the property, before others that stay.
         optimization: How weights are changed.
         strategy: Which parts of the encoder train.
         pretrained: Where the encoder's weights come from; None for fresh ones.
+        cache: Whether what a frozen part of the encoder makes of the crystals is computed only once.
     """
 
     spec: ModelSpec
     optimization: Optimization
     strategy: AdaptationStrategy
     pretrained: Checkpoint | None
+    cache: bool = True
 
-    def module(self, data: CrystalDataModule) -> tuple[MultiTaskModule, list[str]]:
-        """Build the module that trains.
+    @classmethod
+    def of(
+        cls,
+        head: HeadSpec,
+        encoder: dict[str, object],
+        optimization: Optimization,
+        strategy: AdaptationStrategy,
+        pretrained: Checkpoint | None,
+    ) -> Adaptation:
+        """The adaptation of a checkpoint, or of a fresh encoder, by a strategy.
+
+        Args:
+            head: The new head.
+            encoder: Arguments of the encoder; those of the checkpoint take their place.
+            optimization: How weights are changed.
+            strategy: The strategy.
+            pretrained: The checkpoint.
+
+        Raises:
+            InputError: If the strategy needs what the checkpoint does not have, or does not fit its encoder.
+        """
+        name = head.property.name
+        heads = {name: head}
+        if pretrained is not None:
+            encoder, old = pretrained.spec.encoder, pretrained.spec.heads
+            if strategy.keeps_head:
+                if name not in old:
+                    raise InputError(f"{pretrained.path} has no head for {name} to keep; it has {', '.join(old)}")
+                heads = {name: old[name]}
+            if strategy.keeps_other_heads:
+                heads |= {other: spec for other, spec in old.items() if other != name}
+        spec = ModelSpec(encoder, heads)
+        strategy.rates(list(spec.build_encoder().stages()))  # refuses what does not fit this encoder
+        return cls(spec, optimization, strategy, pretrained)
+
+    def module(self, data: CrystalDataModule, seed: int) -> tuple[MultiTaskModule, list[str]]:
+        """Build the module that trains, and tell the data what it needs not compute again.
 
         Args:
             data: The data, its property chosen; the head's scale comes from its training labels.
+            seed: Seed of the weights that are new, and of everything random that follows.
 
         Returns:
             The module, and what in it was kept, is new, was dropped and is frozen, one line each.
         """
-        (name,) = self.spec.heads
-        rates = self.strategy.rates(list(self.spec.build_encoder().stages()))
-        module = build_module(self.spec, self.optimization, rates=rates)
-        source = None
+        lightning.seed_everything(seed, verbose=False)
+        data.order_seed = seed
+        data.known = data.rehearsal = None
+        name = next(iter(self.spec.heads))
+        stages = list(self.spec.build_encoder().stages())
+        rates = self.strategy.rates(stages)
+        module = build_module(self.spec, self.optimization, rates=rates, thaws=self.strategy.thaws(stages))
+        source, kept_heads = None, []
         if self.pretrained is not None and self.strategy.starts_from_pretrained:
-            lines = [*transfer(module.encoder, self.pretrained), f"new: a head for {name}"]
+            lines = transfer(module.encoder, self.pretrained)
+            kept_heads = [head for head in self.spec.heads if head != name or self.strategy.keeps_head]
+            lines += transfer_heads(module.heads, self.pretrained, kept_heads)
             source = {"path": str(self.pretrained.path), "data": self.pretrained.card["data"]}
         else:
-            lines = ["new: the whole encoder", f"new: a head for {name}"]
+            lines = ["new: the whole encoder"]
+        if name not in kept_heads:
+            lines.append(f"new: a head for {name}")
+            fit_scalers(module, data)
         frozen = [stage for stage, rate in rates.items() if rate == 0]
         lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")
-        fit_scalers(module, data)
         module.card = make_card(self.spec, module, data, source)
-        return module, lines
+        self.strategy.prepare(module, data, self.pretrained)
+        blocks = frozen_blocks(module.encoder, rates)
+        if self.cache and blocks is not None and data.rehearsal is None:
+            data.known = known_features(module.encoder, blocks, data)
+        return module.train(), lines

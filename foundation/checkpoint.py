@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import pickle
 import platform
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation.files import write_json
+from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.spec import ModelSpec
@@ -159,7 +161,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint format {card.get('format_version')}, this program reads {FORMAT_VERSION}; "
             "use the program's version that made it"
         )
-    return Checkpoint(path, card, weights)
+    return Checkpoint(path, card, _merged(weights))
 
 
 def find_resumable(path: str, spec: ModelSpec) -> str:
@@ -199,7 +201,7 @@ def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Copy the checkpoint's encoder into this one; heads are not touched.
 
     Returns:
-        What was kept, new and dropped, one line each.
+        What was kept, one line.
 
     Raises:
         InputError: If the two encoders do not fit.
@@ -216,12 +218,50 @@ def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if wrong:
         raise InputError(f"{checkpoint.path}: its encoder does not fit the configured one at {wrong[0]}")
     encoder.load_state_dict(given)
-    heads = sorted(checkpoint.spec.heads)
     count = sum(tensor.numel() for tensor in given.values())
-    return [
-        f"kept: the whole encoder, {len(given)} tensors, {count:,} values, from {checkpoint.path}",
-        f"dropped: its heads {', '.join(heads)}",
-    ]
+    return [f"kept: the whole encoder, {len(given)} tensors, {count:,} values, from {checkpoint.path}"]
+
+
+def transfer_heads(heads: nn.ModuleDict, checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Copy some of the checkpoint's heads, their scales included, into the heads of the same names.
+
+    Returns:
+        Which heads were kept and which dropped, one line each.
+    """
+    for name in names:
+        start = f"heads.{name}."
+        heads[name].load_state_dict(
+            {key.removeprefix(start): tensor for key, tensor in checkpoint.weights.items() if key.startswith(start)}
+        )
+    dropped = sorted(set(checkpoint.spec.heads) - set(names))
+    lines = [f"kept: the heads {', '.join(sorted(names))} and their scales"] if names else []
+    return lines + ([f"dropped: its heads {', '.join(dropped)}"] if dropped else [])
+
+
+def replace_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Put other weights into a file that Lightning wrote; the rest of it, from which training resumes, stays.
+
+    The file is written whole or not at all, by the first process of a distributed run.
+    """
+    if not is_first_process() or not path.is_file():
+        return
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    content["state_dict"] = {name: weights[name].detach().cpu() for name in content["state_dict"]}
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=path.suffix, delete=False) as file:
+        torch.save(content, file)
+    Path(file.name).replace(path)
+
+
+def _merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a module with low-rank updates, W and its A and B, as those of a plain one, W + B A."""
+    mark = ".parametrizations.weight."
+    plain = {name: tensor for name, tensor in weights.items() if mark not in name}
+    for name in weights:
+        layer, found, rest = name.partition(mark)
+        if found and rest == "original":
+            a, b = (weights[f"{layer}{mark}0.{part}"] for part in "ab")
+            plain[f"{layer}.weight"] = torch.addmm(weights[name], b, a)
+    return plain
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -199,14 +199,20 @@ class StrategySuite(ABC):
 
     def adapted(self, run: Path, store: Path) -> tuple[MultiTaskModule, Checkpoint, CrystalDataModule]:
         """The tiny encoder with a new head for a property that pretraining knew already."""
-        checkpoint = load_checkpoint(find_members(str(run))[0])
-        spec = ModelSpec(checkpoint.spec.encoder, {"band_gap": checkpoint.spec.heads["band_gap"]})
+        self.checkpoint = load_checkpoint(find_members(str(run))[0])
+        self.strategy = self.make()
+        head = self.checkpoint.spec.heads["band_gap"]
+        adaptation = Adaptation.of(head, {}, Optimization(), self.strategy, self.checkpoint)
         data = CrystalDataModule(str(store), batch_size=8)
-        data.choose(["band_gap"], spec.build_encoder().recipe)
-        torch.manual_seed(7)
-        module, lines = Adaptation(spec, Optimization(), self.make(), checkpoint).module(data)
+        data.choose(["band_gap"], adaptation.spec.build_encoder().recipe)
+        module, lines = adaptation.module(data, seed=7)
         assert lines[-1].startswith("frozen: ")
-        return module, checkpoint, data
+        return module, self.checkpoint, data
+
+    def trained(self, module: MultiTaskModule, data: CrystalDataModule, folder: Path, **trainer: Any) -> None:
+        """Train as ``foundation adapt`` does."""
+        arguments = {"accelerator": "cpu", "enable_progress_bar": False, **trainer}
+        train(module, data, RunSettings(folder), arguments, {}, self.strategy)
 
     def test_the_encoder_starts_from_the_checkpoint(self, tiny_run: Path, tiny_store: Path) -> None:
         module, checkpoint, _ = self.adapted(tiny_run, tiny_store)
@@ -222,7 +228,7 @@ class StrategySuite(ABC):
         old = checkpoint.build()
         del old.heads["formation_energy_per_atom"]
         module.heads.load_state_dict(old.heads.state_dict())
-        train(module, data, RunSettings(tmp_path), {"max_steps": 0, "accelerator": "cpu"}, {})
+        self.trained(module, data, tmp_path, max_steps=0)
         module.eval()
         for batch in data.loader("all"):
             with torch.no_grad():
@@ -233,7 +239,7 @@ class StrategySuite(ABC):
     ) -> None:
         module, _, data = self.adapted(tiny_run, tiny_store)
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        train(module, data, RunSettings(tmp_path), {"max_epochs": 2, "accelerator": "cpu"}, {})
+        self.trained(module, data, tmp_path, max_epochs=2)
         saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt").weights
         for state in (module.state_dict(), saved):
             for name in module.encoder.stages():

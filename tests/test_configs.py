@@ -24,9 +24,12 @@ class Built(list[tuple[MultiTaskModule, CrystalDataModule, RunSettings]]):
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> Built:
-    """Let commands do everything but train."""
+def built(monkeypatch: pytest.MonkeyPatch, tiny_store: Path, tmp_path: Path) -> Built:
+    """Let commands do everything but train, in a folder where the store that was pretrained on stands."""
     made = Built()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores" / "mp").symlink_to(tiny_store)
 
     def keep(module: Any, data: Any, settings: Any, *_: Any) -> dict[str, Any]:
         made.append((module, data, settings))

@@ -10,6 +10,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from datamodules.graph import NeighborRecipe
+from datamodules.known import Known
 from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
 from foundation.encoder.elements import NUM_ELEMENTS, element_descriptors, element_radii
 from foundation.encoder.irreps import split_channels, to_e3nn
@@ -134,28 +135,52 @@ class EquivariantEncoder(nn.Module):
             parts += [(f"blocks.{index}.{name}", part) for name, part in block.named_children()]
         return OrderedDict([*parts, ("readout", self.readout)])
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any, known: Known | None = None) -> Tensor:
         """Features of every atom.
 
         Args:
             batch: A batch of B crystals with N atoms and E edges (``datamodules.batching.CrystalBatch``).
+            known: Features to go on from, as ``features_after`` gives them; None begins at the beginning.
 
         Returns:
             [N, irreps_out.dim] in e3nn's layout.
         """
+        if known is not None and known.blocks > len(self.blocks):
+            return known.features[0]
+        edges = self._geometry(batch)
+        start, features = (0, self._embed(batch)) if known is None else known
+        for index in range(start, len(self.blocks)):
+            features = self.blocks[index](features, edges)
+        out: Tensor = self.readout(features)
+        return out
+
+    def features_after(self, batch: Any, blocks: int) -> Known:
+        """Features of every atom after the embedding and some blocks.
+
+        Args:
+            batch: A batch.
+            blocks: How many blocks; one more than there are includes the readout.
+        """
+        if blocks > len(self.blocks):
+            return Known(blocks, [self.forward(batch)])
+        edges = self._geometry(batch)
+        features = self._embed(batch)
+        for index in range(blocks):
+            features = self.blocks[index](features, edges)
+        return Known(blocks, features)
+
+    def _embed(self, batch: Any) -> list[Tensor]:
+        return [self.embedding(batch.z, batch.cutoff - self.recipe.shell_width)]
+
+    def _geometry(self, batch: Any) -> EdgeGeometry:
         sender, receiver = batch.edge_index
         vector = batch.edge_vector  # [E, 3] from receiver to sender
         distance = vector.norm(dim=1)
         harmonics = o3.spherical_harmonics(self.degrees, vector, normalize=True, normalization="component")
-        edges = EdgeGeometry(
+        return EdgeGeometry(
             sender=sender,
             receiver=receiver,
             radial=self.basis(distance),
             envelope=envelope(distance, batch.cutoff[receiver], self.recipe.shell_width),
             harmonics=list(torch.split(harmonics, [2 * degree + 1 for degree in self.degrees], dim=1)),
         )
-        features = [self.embedding(batch.z, batch.cutoff - self.recipe.shell_width)]
-        for block in self.blocks:
-            features = block(features, edges)
-        out: Tensor = self.readout(features)
-        return out

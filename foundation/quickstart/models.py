@@ -184,13 +184,12 @@ def _adapt(
     run: RunSettings,
 ) -> tuple[MultiTaskModule, dict[str, Any]]:
     """One model, and what its metrics.json holds."""
-    lightning.seed_everything(run.seed, verbose=False)
-    spec = ModelSpec(dict(settings.encoder), {HELD_BACK: HeadSpec(HEAD, {}, data.property_of(HELD_BACK))})
     strategy: AdaptationStrategy = import_subclass(class_path, AdaptationStrategy)()
-    data.choose([HELD_BACK], spec.build_encoder().recipe)
-    data.order_seed = run.seed
+    head = HeadSpec(HEAD, {}, data.property_of(HELD_BACK))
     optimization = Optimization(learning_rate=training.learning_rate)
-    module, _ = Adaptation(spec, optimization, strategy, pretrained).module(data)
+    adaptation = Adaptation.of(head, dict(settings.encoder), optimization, strategy, pretrained)
+    data.choose([HELD_BACK], adaptation.spec.build_encoder().recipe)
+    module, _ = adaptation.module(data, run.seed)
     trainer = {**training.trainer(), "enable_progress_bar": False}  # one bar for all models instead
     config = _config(module, data, run, trainer) | {
         "pretrained": str(pretrained.path),
@@ -198,7 +197,7 @@ def _adapt(
         "strategy": {"class_path": class_path},
         "head": {"class_path": HEAD},
     }
-    return module, train(module, data, run, trainer, config)
+    return module, train(module, data, run, trainer, config, strategy)
 
 
 def _config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datamodules.errors import InputError
-from foundation.strategies.base import AdaptationStrategy, with_layer_decay
+from foundation.strategies.base import AdaptationStrategy, block_of, blocks_in, with_layer_decay
 
 
 class LastBlocks(AdaptationStrategy):
@@ -28,9 +28,9 @@ class LastBlocks(AdaptationStrategy):
         Raises:
             InputError: If the encoder has fewer blocks.
         """
-        num_blocks = len({stage.split(".")[1] for stage in stages if stage.startswith("blocks.")})
-        if not 1 <= self.count <= num_blocks:
-            raise InputError(f"last_blocks: count {self.count} does not fit an encoder of {num_blocks} blocks")
-        train = {f"blocks.{index}" for index in range(num_blocks - self.count, num_blocks)} | {"readout"}
-        rates = {stage: self.rate * (stage in train or stage.rsplit(".", 1)[0] in train) for stage in stages}
+        blocks = blocks_in(stages)[1:-1]
+        if not 1 <= self.count <= len(blocks):
+            raise InputError(f"last_blocks: count {self.count} does not fit an encoder of {len(blocks)} blocks")
+        train = {*blocks[-self.count :], "readout"}
+        rates = {stage: self.rate * (block_of(stage) in train) for stage in stages}
         return with_layer_decay(stages, rates, self.layer_decay)

@@ -45,6 +45,7 @@ class MultiTaskModule(lightning.LightningModule):
         optimization: How weights are changed.
         weighting: How losses are weighed; by default every label counts the same.
         rates: Rate of every stage of the encoder relative to the learning rate, 0 for frozen; by default 1.
+        thaws: Share of the steps during which a stage is held still before it trains; by default 0.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class MultiTaskModule(lightning.LightningModule):
         optimization: Optimization | None = None,
         weighting: TaskWeighting | None = None,
         rates: Mapping[str, float] | None = None,
+        thaws: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -62,6 +64,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.optimization = optimization or Optimization()
         self.weighting = weighting or FixedWeights(self.names)
         self.rates = dict(rates) if rates is not None else dict.fromkeys(encoder.stages(), 1.0)
+        self.thaws = dict(thaws or {})
         # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
         for name, stage in encoder.stages().items():
             stage.requires_grad_(self.rates[name] > 0)
@@ -81,7 +84,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         """Predictions in physical units: property name -> [B]."""
-        features = self.encoder.forward(batch)
+        features = self.encoder.forward(batch, batch.known if "known" in batch else None)
         return {name: head.predict(head(features, batch), batch) for name, head in self.named_heads()}
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -137,7 +140,8 @@ class MultiTaskModule(lightning.LightningModule):
         for index, name in enumerate(self.names):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
-            self.val_metrics[name].update(predicted[name], batch.labels[:, index])
+            if index < batch.labels.shape[1]:
+                self.val_metrics[name].update(predicted[name], batch.labels[:, index])
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics in physical units, and ``val/loss``: the mean over properties of the scaled loss."""
@@ -156,9 +160,14 @@ class MultiTaskModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one group per part that trains, and the schedule, stepped every step."""
-        groups = parameter_groups(self.encoder.stages(), self.rates, [self.heads, self.weighting], self.optimization)
+        groups = parameter_groups(
+            self.encoder.stages(), self.rates, [self.heads, self.weighting], self.optimization, self.thaws
+        )
+        thaws = [group.pop("thaws_at") for group in groups]
         optimizer = torch.optim.AdamW(groups, foreach=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(self.optimization, self._total_steps()))
+        steps = self._total_steps()
+        factors = [rate_at(self.optimization, steps, thaw) for thaw in thaws]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,15 +176,18 @@ class MultiTaskModule(lightning.LightningModule):
 
     def losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
+        known = batch.known if "known" in batch else None
         # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
-        encoded = self.encoder(batch) if self.training else self.encoder.forward(batch)
+        encoded = self.encoder(batch, known) if self.training else self.encoder.forward(batch, known)
         with full_precision(encoded) as features:
             return self._losses_of_heads(features, batch)
 
     def _losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         sums, counts, predicted = [], [], {}
+        # Labels of the first heads only: the others have none here, as old heads have in the new property's data.
+        labels = nn.functional.pad(batch.labels, (0, len(self.names) - batch.labels.shape[1]), value=torch.nan)
         for index, (name, head) in enumerate(self.named_heads()):
-            target = batch.labels[:, index]  # [B]
+            target = labels[:, index]  # [B]
             known = ~torch.isnan(target)
             scaled = head(features, batch)
             # 1 is a valid label of every kind of head; 0 * NaN would be NaN.

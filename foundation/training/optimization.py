@@ -34,20 +34,29 @@ class Optimization:
 
 
 def parameter_groups(
-    stages: Mapping[str, nn.Module], rates: Mapping[str, float], others: list[nn.Module], settings: Optimization
+    stages: Mapping[str, nn.Module],
+    rates: Mapping[str, float],
+    others: list[nn.Module],
+    settings: Optimization,
+    thaws: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for AdamW: one per stage that trains, cut into what decays and what does not.
+
+    Every stage that ever trains is in a group from the first step, at rate zero while it is held still: a part that
+    joins the optimizer after the wrap for distributed training is not synchronised.
 
     Args:
         stages: The encoder's parts.
         rates: Rate of each part relative to ``learning_rate``; 0 means frozen.
         others: Modules that train at full rate: heads and task weights.
         settings: Rates and decay.
+        thaws: Share of the steps during which a stage is held still; kept in the groups as ``thaws_at``.
     """
-    parts = [(module, rates[name]) for name, module in stages.items() if rates[name] > 0]
-    parts += [(module, 1.0) for module in others]
+    thaws = thaws or {}
+    parts = [(module, rates[name], thaws.get(name, 0.0)) for name, module in stages.items() if rates[name] > 0]
+    parts += [(module, 1.0, 0.0) for module in others]
     groups = []
-    for module, rate in parts:
+    for module, rate, thaw in parts:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for decays in (True, False):
             chosen = [parameter for parameter in parameters if (parameter.dim() > 1) == decays]
@@ -57,17 +66,27 @@ def parameter_groups(
                         "params": chosen,
                         "lr": settings.learning_rate * rate,
                         "weight_decay": settings.weight_decay if decays else 0.0,
+                        "thaws_at": thaw,
                     }
                 )
     return groups
 
 
-def rate_at(settings: Optimization, total_steps: int) -> Callable[[int], float]:
-    """The schedule: step -> factor on the learning rate."""
+def rate_at(settings: Optimization, total_steps: int, thaws_at: float = 0.0) -> Callable[[int], float]:
+    """The schedule: step -> factor on the learning rate.
+
+    Args:
+        settings: Shape of the schedule.
+        total_steps: Steps that it spans.
+        thaws_at: Share of the steps during which the factor is 0; the warm-up follows.
+    """
     warmup_steps = max(1, round(settings.warmup * total_steps))
+    still = round(thaws_at * total_steps)
 
     def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / warmup_steps)
+        if step < still:
+            return 0.0
+        rise = min(1.0, (step - still + 1) / warmup_steps)
         if settings.schedule == "constant":
             return rise
         return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))

@@ -26,6 +26,7 @@ from foundation import plots
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.process import is_first_process
+from foundation.strategies.base import AdaptationStrategy
 from foundation.tracking import wandb_logger
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
@@ -119,6 +120,7 @@ def train(
     settings: RunSettings,
     trainer_args: Mapping[str, Any],
     config: Mapping[str, Any],
+    strategy: AdaptationStrategy | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate on validation and test crystals, and write everything into the run's folder.
 
@@ -128,6 +130,7 @@ def train(
         settings: Where and how the run is recorded.
         trainer_args: Arguments of ``lightning.Trainer``.
         config: The whole configuration, to be written as config.yaml.
+        strategy: What else is done during and after training.
 
     Returns:
         What metrics.json holds.
@@ -149,15 +152,20 @@ def train(
     if tracker is not None:
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
-    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, compilation, trainer_args)
+    own = strategy.callbacks() if strategy is not None else []
+    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
     started = time.perf_counter()
     with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None):
         _silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     seconds = time.perf_counter() - started
+    last = folder / "checkpoints" / "last.ckpt"
+    if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
+        trainer.save_checkpoint(last)
+    found = strategy.finish(module, data, folder) if strategy is not None else {}
     results: dict[str, Any] = {}
     if trainer.is_global_zero:
-        results = _report(module, data, folder, trainer, seconds)
+        results = _report(module, data, folder, trainer, seconds, found)
         for name, metrics in results["val"].items():
             if tracker is not None:
                 tracker.log_metrics({f"final/val/{name}/{key}": value for key, value in _numbers(metrics).items()})
@@ -172,10 +180,10 @@ def _make_trainer(
     loggers: list[Logger],
     module: MultiTaskModule,
     validates: bool,
-    compilation: Compilation,
+    own: list[Callback],
     trainer_args: Mapping[str, Any],
 ) -> lightning.Trainer:
-    callbacks: list[Callback] = [compilation, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [*own, LearningRateMonitor("step")]
     if trainer_args.get("enable_checkpointing") is not False:
         kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
         # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
@@ -207,7 +215,12 @@ def _make_trainer(
 
 
 def _report(
-    module: MultiTaskModule, data: CrystalDataModule, folder: Path, trainer: lightning.Trainer, seconds: float
+    module: MultiTaskModule,
+    data: CrystalDataModule,
+    folder: Path,
+    trainer: lightning.Trainer,
+    seconds: float,
+    found: dict[str, Any],
 ) -> dict[str, Any]:
     ensemble = Ensemble([module])
     results: dict[str, Any] = {
@@ -218,6 +231,7 @@ def _report(
         "encoder": {"config_hash": ModelSpec.from_dict(module.card["spec"]).encoder_hash},
         "split": data.split.how,
         "notes": data.split.notes,
+        **found,
     }
     pairs: dict[str, Any] = {}
     for part in ("val", "test"):
@@ -238,6 +252,7 @@ def _silence_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*module.s. in eval mode at the start of training.*",  # what is frozen
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*Experiment logs directory.*exists and is not empty.*",

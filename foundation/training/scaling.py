@@ -8,15 +8,16 @@ from foundation.training.module import MultiTaskModule
 
 
 def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
-    """Set the scale of every head from the training labels of its property.
+    """Set the scale of every head from the training labels of its property; heads of others keep theirs.
 
     Raises:
         InputError: If no training crystal carries a label of a property.
     """
-    for name, head in module.named_heads():
+    heads = dict(module.named_heads())
+    for name in data.names:
         rows, labels = data.training_labels(name)
         if not len(rows):
             raise InputError(
                 f"property {name}: no training crystal carries a label; drop its head or use another store"
             )
-        head.fit_scaler(labels, data.graphs.gather_atoms(rows))
+        heads[name].fit_scaler(labels, data.graphs.gather_atoms(rows))
