@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,13 @@ class CrystalDataModule(lightning.LightningDataModule):
         column = self.labels[:, self.names.index(name)]
         rows = self.split.train[~torch.isnan(column[torch.from_numpy(self.split.train)]).numpy()]
         return rows, column[torch.from_numpy(rows)].double()
+
+    def with_split(self, split: Split) -> CrystalDataModule:
+        """The same crystals, graphs and labels under another split."""
+        other = copy.copy(self)
+        other._graphs, other._split = self.graphs, split
+        other.known = other.rehearsal = other.trainer = None
+        return other
 
     def leave_out(self, formulas: set[str]) -> None:
         """Keep crystals of these reduced formulas from training, as those that test another property.

@@ -13,7 +13,7 @@ from foundation.frozen import frozen_blocks, known_features
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.scaling import fit_scalers
+from foundation.training.scaling import check_varied, fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
 
 
@@ -97,6 +97,7 @@ class Adaptation:
             lines = ["new: the whole encoder"]
         if name not in kept_heads:
             lines.append(f"new: a head for {name}")
+            check_varied(name, data)
             fit_scalers(module, data)
         frozen = [stage for stage, rate in rates.items() if rate == 0]
         lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")

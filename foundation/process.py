@@ -16,6 +16,11 @@ def is_first_process() -> bool:
     return True
 
 
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return any(int(os.environ.get(variable, "1")) > 1 for variable in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next allocation instead of giving it back to the system.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from foundation.commands.parsing import OneLineParser
+from foundation.commands.parsing import OneLineParser, duration
 
 _DATA = "by default $FOUNDATION_DATA or ../shared/data"
 _CRYSTALS = f"JSON-lines of crystals; {_DATA}/mp_crysxpp, else those that ship"
@@ -23,7 +23,8 @@ def parser() -> OneLineParser:
         prog="foundation benchmark",
         description="Rates of training, predicting and building graphs, in under three minutes.",
         epilog="`foundation benchmark full`: where time goes, how cost grows, peers side by side. "
-        "`foundation benchmark accuracy`: error at equal processor time. Both have a --help of their own.",
+        "`foundation benchmark accuracy`: error at equal processor time. "
+        "`foundation benchmark frozen`: what a frozen encoder saves. Each has a --help of its own.",
     )
     made.set_defaults(work=_rates)
     _common(made)
@@ -62,7 +63,7 @@ def accuracy_parser() -> OneLineParser:
     made.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help=_PEERS)
     made.add_argument("--tasks", nargs="+", choices=("gv", "formation_energy"), help="tasks; by default all")
     made.add_argument(
-        "--budgets", nargs="+", type=_seconds, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
+        "--budgets", nargs="+", type=duration, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
     )
     made.add_argument(
         "--learning-rates", nargs="+", type=float, metavar="RATE", help="rates to try; by default three for each model"
@@ -71,16 +72,32 @@ def accuracy_parser() -> OneLineParser:
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument(
         "--compile-from",
-        type=_seconds,
+        type=duration,
         metavar="SECONDS",
         help="shortest budget at which ours and NequIP are compiled; by default where it pays, 360 s and 220 s",
     )
     return made
 
 
+def frozen_parser() -> OneLineParser:
+    """The options of ``foundation benchmark frozen``."""
+    made = OneLineParser(
+        prog="foundation benchmark frozen",
+        description="Time of an epoch of adaptation where a part of the encoder is frozen, and what it saves to "
+        "compute that part only once.",
+    )
+    made.set_defaults(work=_frozen, device="cpu")
+    made.add_argument("--pretrained", default="mp-small", help="what is adapted (%(default)s)")
+    made.add_argument("--data.store", dest="store", required=True, help="store with the labels")
+    made.add_argument("--property", required=True, help="the property to adapt to")
+    made.add_argument("--train-size", type=_positive, help="labels; by default all")
+    made.add_argument("--rounds", type=_positive, default=3, help="rounds (%(default)s)")
+    return made
+
+
 def main(words: Sequence[str]) -> int:
     """Run the command."""
-    kinds = {"full": full_parser, "accuracy": accuracy_parser}
+    kinds = {"full": full_parser, "accuracy": accuracy_parser, "frozen": frozen_parser}
     if words and words[0] in kinds:
         args = kinds[words[0]]().parse_args(words[1:])
     else:
@@ -158,6 +175,32 @@ def _accuracy(args: argparse.Namespace) -> int:
     return 1 if any(row["mae"] is None for row in rows) else 0
 
 
+def _frozen(args: argparse.Namespace) -> int:
+    from datamodules.datamodule import CrystalDataModule
+    from foundation.benchmarks.frozen import compare_epochs
+    from foundation.checkpoint import find_members, load_checkpoint
+    from foundation.commands.report import number, print_table
+
+    checkpoint = load_checkpoint(find_members(args.pretrained)[0])
+    data = CrystalDataModule(args.store, train_size=args.train_size)
+    rows = compare_epochs(data, args.property, checkpoint, args.rounds)
+    full = rows[0]["seconds"]
+    print_table(
+        f"an epoch of {len(data.split.train)} crystals, processor seconds",
+        ["strategy", "seconds", "without", "full / this", "difference of predictions"],
+        [
+            [
+                row["strategy"],
+                *(number(row[key]) for key in ("seconds", "seconds_without")),
+                number(full / row["seconds"]),
+                f"{row['difference']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+    return 0
+
+
 def _common(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure on (%(default)s)")
 
@@ -175,14 +218,6 @@ def _crystals_file(given: str | None) -> Path | None:
         return Path(given)
     usual = _data_folder() / "mp_crysxpp" / "data.jsonl.gz"
     return usual if usual.is_file() else None
-
-
-def _seconds(text: str) -> float:
-    """Seconds, with or without an "s" behind them."""
-    value = float(text.removesuffix("s"))
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: not a positive number of seconds")
-    return value
 
 
 def _positive(text: str) -> int:

@@ -60,7 +60,7 @@ def parse(parser: ArgumentParser, words: Sequence[str], default_config: str) -> 
         InputError: For any mistake in the files or options, in one line.
     """
     words = [_with_underscores(word) for word in words]
-    words = bracket_lists(words, ("--data.exclude",))
+    words = bracket_lists(words, ("--data.exclude", "--pretrained"))
     if "--help" in words or "-h" in words:
         parser.exit_on_error = True
         parser.parse_args(["--help"])

@@ -24,6 +24,19 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+def duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``10m`` or ``1.5h``.
+
+    Raises:
+        InputError: If it is no positive time.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise InputError(f"{text!r} is no time; give one such as 90s, 10m or 1h")
+    return seconds
+
+
 def one_line(message: str) -> str:
     """Fold a message of several lines into one."""
     return re.sub(r"\s+", " ", message).strip()

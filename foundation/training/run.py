@@ -175,6 +175,27 @@ def train(
     return results
 
 
+def fit_quietly(
+    module: MultiTaskModule, data: CrystalDataModule, trainer_args: Mapping[str, Any], strategy: AdaptationStrategy
+) -> None:
+    """Train without a folder: nothing is validated, printed or written; averaged weights are left in the module."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+    }
+    callbacks = strategy.callbacks()
+    if module.optimization.ema_decay > 0:
+        callbacks.append(ExponentialAverage(module.optimization.ema_decay))
+    chosen = {key: value for key, value in trainer_args.items() if value is not None}
+    with warnings.catch_warnings():
+        _silence_lightning()
+        trainer = lightning.Trainer(callbacks=callbacks, use_distributed_sampler=False, **{**chosen, **quiet})
+        trainer.fit(module, datamodule=data)
+
+
 def _make_trainer(
     folder: Path,
     loggers: list[Logger],

@@ -21,3 +21,17 @@ def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
                 f"property {name}: no training crystal carries a label; drop its head or use another store"
             )
         heads[name].fit_scaler(labels, data.graphs.gather_atoms(rows))
+
+
+def check_varied(name: str, data: CrystalDataModule) -> None:
+    """Refuse training labels among which there is nothing to tell.
+
+    Raises:
+        InputError: If all of them are the same.
+    """
+    labels = data.training_labels(name)[1]
+    if len(labels) > 1 and bool((labels == labels[0]).all()):
+        raise InputError(
+            f"property {name}: all {len(labels)} training labels are the same, {float(labels[0]):g}; there is nothing "
+            "to learn"
+        )
