@@ -28,7 +28,7 @@ def crystal_features(encoder: EquivariantEncoder, graphs: GraphArrays, rows: Row
         rows: [K] which of them.
 
     Returns:
-        [K, D], a row per crystal in the order given: its scalars as ``mean_and_spread`` pools them.
+        [K, 2 C], a row per crystal in the order given: the means of its C scalars, then their spreads over atoms.
     """
     encoder.eval()
     device = next(encoder.parameters()).device
