@@ -15,6 +15,7 @@ COMMANDS = {
     "adapt": "adapt a pretrained encoder to a property with few labels",
     "evaluate": "metrics of a checkpoint on a part of a store",
     "predict": "predict files, folders or a store",
+    "rank": "order checkpoints by how well they suit a property, without fine-tuning",
     "export": "write a package that predicts without this program",
     "inspect": "show what a checkpoint is made of and what it has seen",
     "quickstart": "the whole path on crystals made here, in a few minutes",
