@@ -26,7 +26,7 @@ Values = np.ndarray
 
 
 def data_of(folder: Path, crystals: Sequence[Crystal], labels: Values | None = None) -> CrystalDataModule:
-    """Crystals as a data module; ids tell them apart where all else is the same, so nothing is merged."""
+    """Crystals as a data module, a row each: only importing merges those that are the same."""
     values = np.arange(len(crystals), dtype=np.float64) if labels is None else labels
     write_store(folder / "store", crystals, {MODULUS.name: values}, [MODULUS])
     data = CrystalDataModule(str(folder / "store"))
