@@ -151,7 +151,7 @@ def read_lists(file: Path) -> dict[str, Any]:
 
 
 def trials_of(lists: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The trials of a file of id lists: name -> its sizes, ascending; a single list "train" has one size, its length."""
+    """The trials of a file of id lists: name -> its sizes, ascending; one list "train" has one size, its length."""
     trials: dict[str, list[int]] = {}
     for name, given in lists.items():
         if isinstance(given, dict) and (sizes := sorted(int(size) for size in given if str(size).isdigit())):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-pytest.register_assert_rewrite("testing", "suites")
+pytest.register_assert_rewrite("testing", "suites", "studies")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,10 +20,12 @@ class Busy(Exception):
 
 
 @contextmanager
-def held(lock: Path) -> Iterator[None]:
+def held(lock: Path, take_over: bool = True) -> Iterator[None]:
     """Hold a lock; it is given back on every way out.
 
-    The lock of a process that is gone is taken over, where that process ran on this machine.
+    Args:
+        lock: A file that stands while the lock is held.
+        take_over: Whether the lock of a process of this machine that is gone is taken over.
 
     Raises:
         Busy: If another process holds it.
@@ -32,7 +34,10 @@ def held(lock: Path) -> Iterator[None]:
     own = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
     own.write_text(json.dumps(_me()))
     try:
-        if not _claim(own, lock) and not _take_over(own, lock):
+        claimed = _claim(own, lock)
+        if not claimed and take_over and release_dead(lock):
+            claimed = _claim(own, lock)
+        if not claimed:
             holder = _holder(lock)
             raise Busy(f"process {holder.get('pid')} on {holder.get('host')} has it; it is free once {lock} is gone")
     finally:
@@ -41,6 +46,16 @@ def held(lock: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def release_dead(lock: Path) -> bool:
+    """Remove a lock whose process ran on this machine and is gone; return whether it was removed."""
+    with in_turn(lock.with_name(".takeover")):  # two that find the same dead holder must not both remove a lock
+        holder = _holder(lock)
+        if not holder or not _is_gone(holder):
+            return False
+        lock.unlink()
+        return True
 
 
 def holder_pid(lock: Path) -> int | None:
@@ -90,14 +105,6 @@ def _claim(own: Path, lock: Path) -> bool:
     return True
 
 
-def _take_over(own: Path, lock: Path) -> bool:
-    with in_turn(lock.with_name(".takeover")):  # two that find the same dead holder must not both remove its lock
-        if not _is_gone(_holder(lock)):
-            return False
-        lock.unlink(missing_ok=True)
-        return _claim(own, lock)
-
-
 def _holder(lock: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(lock.read_text())
@@ -107,8 +114,6 @@ def _holder(lock: Path) -> dict[str, Any]:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    if not holder:
-        return True  # given back this moment
     if holder["host"] != socket.gethostname():
         return False
     try:

@@ -45,7 +45,9 @@ def scaled_per_unit(file: Path, values: npt.NDArray[np.float64]) -> float:
 def _pairs(file: Path) -> npt.NDArray[np.float64]:
     """[K, 2] value and target of the records that carry both."""
     records = loads(read_bytes(file))
-    found = [(record["value"], record["target"]) for record in _objects(records) if {"value", "target"} <= record.keys()]
+    found = [
+        (record["value"], record["target"]) for record in _objects(records) if {"value", "target"} <= record.keys()
+    ]
     numbers = [pair for pair in found if all(isinstance(number, int | float) for number in pair)]
     array = np.array(numbers, dtype=np.float64).reshape(-1, 2)
     return array[np.isfinite(array).all(axis=1)]

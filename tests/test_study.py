@@ -1,0 +1,363 @@
+"""A study: which cells it has, what each leaves behind, and that none is computed twice."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import Answer, Command
+from studies import STUDY, write_folder, write_lists, write_records, write_study
+from testing import compounds
+
+from datamodules.errors import InputError
+from datamodules.store import CrystalStore
+from foundation.commands import adapt
+from foundation.commands.study import parser
+from foundation.paths import config_path
+from foundation.study.cells import COLUMNS
+from foundation.study.config import Recipe, load_config
+from foundation.study.grid import parse_cells, share
+from foundation.study.locks import Busy, held, make_once
+from foundation.study.scale import scaled_per_unit
+
+Study = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def study(foundation: Command, sets: Path, tmp_path: Path) -> Study:
+    """The command on the tiny study; its results are under `out`."""
+    config = write_study(tmp_path / "study.yaml")
+
+    def run(*words: object, config: Path = config, data: Path = sets) -> Answer:
+        return foundation("study", "--config", config, "--data", data, "--out", tmp_path / "out", *words)
+
+    return run
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of `foundation adapt` that the study runs."""
+    calls: list[list[str]] = []
+    real = adapt.main
+
+    def main(words: Any) -> int:
+        calls.append(list(words))
+        return real(words)
+
+    monkeypatch.setattr(adapt, "main", main)
+    return calls
+
+
+def results(tmp_path: Path) -> pd.DataFrame:
+    return pd.read_csv(tmp_path / "out" / "results.csv")
+
+
+def test_a_grid_resumes_without_computing_anything_again(
+    study: Study, counted: list[list[str]], tiny_run: Path, tmp_path: Path
+) -> None:
+    words = ["--pretrained", tiny_run, "--cells", "size=10;source=joint,none;strategy=full,from_scratch,median"]
+    answer = study(*words)
+    assert answer.code == 0, answer.err
+    table = results(tmp_path)
+    assert tuple(table.columns) == COLUMNS
+    assert list(zip(table.source, table.strategy, strict=True)) == [
+        ("joint", "full"),
+        ("none", "from_scratch"),
+        ("none", "median"),
+    ]
+    assert set(table.status) == {"ok"}
+    assert set(table.property) == {"gap"}
+    assert set(table.trial) == {"trial1"}
+    assert set(table.n_test) == {10}
+    np.testing.assert_allclose(table.mae_scaled, table.mae_physical / 4.0, rtol=1e-6)  # the slope of the file's target
+    assert [call[call.index("--strategy") + 1] for call in counted] == ["full", "from_scratch"]
+    full = tmp_path / "out" / "cells" / "gap-10-trial1-seed0-joint-full"
+    assert "--seeds=2" in counted[0]
+    assert len(json.loads((full / "metrics.json").read_text())["members"]) == 2
+    assert not list(full.rglob("*.ckpt"))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*")}
+    again = study(*words)
+    assert again.code == 0
+    assert "3 cells, 3 finished before, 0 to compute" in again.out
+    assert len(counted) == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*")} == times
+
+
+def test_a_changed_recipe_is_computed_again(study: Study, counted: list[list[str]], tmp_path: Path) -> None:
+    words = ["--cells", "target=flat;size=10;strategy=from_scratch", "--keep-models"]
+    assert study(*words).code == 0
+    assert list((tmp_path / "out" / "cells").rglob("*.ckpt"))
+    write_study(tmp_path / "study.yaml", options={**STUDY["options"], "optimization.learning_rate": 0.01})
+    assert study(*words, "--budget", "10m").code == 0
+    assert len(counted) == 2
+    assert "--trainer.max_time=00:00:10:00" in counted[1]
+    (row,) = results(tmp_path).itertuples()
+    assert (row.trial, row.status, row.n_test) == ("train", "ok", 10)
+
+
+def test_what_crashes_is_recorded_and_the_study_goes_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def crash(words: Any) -> int:
+        calls.append(words[words.index("--data.trial") + 1])
+        raise ValueError("no such\nthing")
+
+    monkeypatch.setattr(adapt, "main", crash)
+    words = ["--pretrained", tiny_run, "--cells", "trial=trial1,trial2;size=10;strategy=full,median"]
+    answer = study(*words)
+    assert answer.code == 0, answer.err
+    table = results(tmp_path)
+    assert list(table.status) == ["failed", "ok", "failed", "ok"]
+    assert set(table.error.dropna()) == {"ValueError: no such thing"}
+    assert table.mae_scaled.isna().tolist() == [True, False, True, False]
+    assert "ValueError" in (tmp_path / "out" / "cells" / "gap-10-trial1-seed0-joint-full" / "log.txt").read_text()
+    assert study(*words).code == 0
+    assert calls == ["trial1", "trial2"]
+    assert study(*words, "--retry").code == 0
+    assert calls == ["trial1", "trial2"] * 2
+
+
+def test_a_source_is_trained_once_without_what_tests(
+    study: Study, counted: list[list[str]], sets: Path, tmp_path: Path
+) -> None:
+    answer = study("--cells", "target=gap,stiffness;size=10;source=joint@30,joint,stiffness;strategy=linear_probe")
+    assert answer.code == 0, answer.err
+    table = results(tmp_path)
+    assert table.groupby("status").size().to_dict() == {"ok": 5, "refused": 1}
+    refused = table[table.status == "refused"].iloc[0]
+    assert (refused.property, refused.source) == ("stiffness", "stiffness")
+    assert "stiffness itself" in refused.error
+    assert len(counted) == 5
+    sources = tmp_path / "out" / "sources"
+    stores = {name: CrystalStore.open(sources / name / "store") for name in ("joint", "joint@30", "stiffness")}
+    assert list(stores["joint"].properties) == ["band_gap", "volume"]
+    assert list(stores["stiffness"].properties) == ["stiffness"]
+    assert stores["stiffness"].properties["stiffness"].log
+    assert len(stores["joint@30"]) == 30 < len(stores["joint"])
+    assert set(stores["joint@30"].ids) < set(stores["joint"].ids)
+    targets = CrystalStore.open(tmp_path / "out" / "stores" / "gap")
+    tested = {formula for id, formula in zip(targets.ids, targets.formulas, strict=True) if int(id[1:]) >= 50}
+    assert len(tested) > 1
+    for store in stores.values():
+        assert not tested & set(store.formulas)
+    made = (sources / "joint" / "model" / "card.json").stat().st_mtime_ns
+    assert study("--cells", "target=gap;size=20;source=joint;strategy=linear_probe").code == 0
+    assert (sources / "joint" / "model" / "card.json").stat().st_mtime_ns == made
+
+
+def test_two_processes_share_the_cells(study: Study, tiny_run: Path, tmp_path: Path) -> None:
+    cells = "target=gap;size=10,20;trial=trial1,trial2;strategy=from_scratch,median"
+    answer = study("--pretrained", tiny_run, "--cells", cells, "--jobs", 2)
+    assert answer.code == 0, answer.err
+    table = results(tmp_path)
+    assert list(table.status) == ["ok"] * 8
+    assert answer.out.count(": MAE ") == 8
+    assert not list((tmp_path / "out").rglob("*.lock")) or {
+        path.name for path in (tmp_path / "out").rglob("*.lock")
+    } == {".results.lock"}
+
+
+def test_every_cell_belongs_to_one_task_of_an_array(study: Study, tmp_path: Path) -> None:
+    cells = ["--cells", "target=gap,stiffness;size=10,20;strategy=median"]
+    assert study(*cells, "--task", "1/3").code == 0
+    assert len(results(tmp_path)) == 2
+    assert study(*cells, "--task", "2/3").code == 0
+    assert study(*cells, "--task", "3/3").code == 0
+    table = results(tmp_path)
+    assert list(zip(table.property, table["size"], strict=True)) == [
+        ("gap", 10),
+        ("gap", 20),
+        ("stiffness", 10),
+        ("stiffness", 20),
+    ]
+    assert [share(list("abcde"), part, 2) for part in (1, 2)] == [["a", "c", "e"], ["b", "d"]]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["--cells", "sise=10"], "no axis 'sise'"),
+        (["--cells", "target=gap;target=flat"], "target is named twice"),
+        (["--cells", "target="], "give target a value"),
+        (["--cells", "size=ten"], "size 'ten' is not a number"),
+        (["--cells", ""], "names no axis"),
+        (["--cells", "target=gaps"], "no target 'gaps'; it has flat, gap, stiffness"),
+        (["--cells", "size=11"], "trial1 has no list of 11 crystals; it has 10, 20"),
+        (["--cells", "target=flat;size=31"], "train has no list of 31 crystals"),
+        (["--cells", "trial=trial9"], "no trial 'trial9'"),
+        (["--cells", "strategy=fully"], "no strategy 'fully'"),
+        (["--cells", "source=bandgap"], "no source 'bandgap'; sources are none, joint"),
+        (["--cells", "target=gap;source=gap"], "trained on gap itself"),
+        (["--data", "nowhere"], "--data nowhere: no such folder"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--pretrained", "nowhere.ckpt"], "nowhere.ckpt: no checkpoint there"),
+        (["--pretrained", "none=mp-small"], "is not 'none'"),
+        (["--reference", "nowhere.csv"], "nowhere.csv"),
+        (["--budget", "soon"], "soon: not a time"),
+        (["--task", "4/3"], "4/3: write I/N"),
+        (["--jobs", "0"], "0: not a positive number"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_nothing_is_written(
+    study: Study, tmp_path: Path, words: list[str], culprit: str
+) -> None:
+    answer = study(*words)
+    assert answer.code == 2, answer
+    assert answer.err.count("\n") == 1, answer.err
+    assert culprit in answer.err, answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_that_overlaps_its_test_list_and_a_target_of_one_value(study: Study, tmp_path: Path) -> None:
+    crystals = compounds(12)
+    ids = [crystal.id for crystal in crystals]
+    write_records(tmp_path / "sets" / "same.json.gz", crystals, np.full(12, 3.0))
+    write_lists(tmp_path / "sets", "same", {"train": ids[:8], "test": ids[7:]})
+    answer = study("--cells", "strategy=median", data=tmp_path / "sets")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "'c7'" in answer.err
+    assert not (tmp_path / "out").exists()
+    write_lists(tmp_path / "sets", "same", {"train": ids[:8], "test": ids[8:]})
+    answer = study("--cells", "strategy=median", data=tmp_path / "sets")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "all 12 values are 3; a property with one distinct value cannot be learned" in answer.err
+
+
+def test_a_source_under_another_name_is_refused(study: Study, tiny_run: Path, tmp_path: Path) -> None:
+    write_study(tmp_path / "study.yaml", same_quantity=[["gap", "band_gap"]])
+    answer = study("--pretrained", tiny_run, "--cells", "target=gap;strategy=full")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "trained on gap under the name band_gap" in answer.err
+    write_study(tmp_path / "study.yaml", same_quantity=[["stiffness", "shear_modulus"]])  # not in it
+    named = study("--pretrained", f"tiny={tiny_run}", "--cells", "target=gap;size=10;source=tiny;strategy=linear_probe")
+    assert named.code == 0, named.err
+    assert results(tmp_path).source.tolist() == ["tiny"]
+
+
+def keys_of(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all keys that the study knows; names of properties, strategies and sizes are free."""
+    if not isinstance(content, dict):
+        return []
+    free = path in (("properties",), ("pretraining", "recipe")) or (path[:1] == ("recipes",) and len(path) == 2)
+    found = [] if free else [(*path, key) for key in content]
+    return found + [deeper for key, value in content.items() for deeper in keys_of(value, (*path, key))]
+
+
+@pytest.mark.parametrize("name", ["study/devi2024.yaml", None])
+def test_a_typo_in_the_configuration_is_refused_by_name(
+    study: Study, sets: Path, tmp_path: Path, name: str | None
+) -> None:
+    content = yaml.safe_load(config_path(name).read_text()) if name else json.loads(json.dumps(STUDY))
+    if name is None:  # sizes are numbers, which JSON does not keep
+        content = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    paths = keys_of(content)
+    if name:
+        paths = [path for path in paths if len(path) < 3]  # those of options take a parser each
+    for path in paths:
+        changed = yaml.safe_load(yaml.safe_dump(content))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[f"{path[-1]}x"] = place.pop(path[-1])
+        file = tmp_path / "typo.yaml"
+        file.write_text(yaml.safe_dump(changed))
+        answer = study("--cells", "target=gap;size=10", config=file)
+        assert answer.code == 2, f"{path} was accepted"
+        assert f"{path[-1]}x" in answer.err, answer.err
+        assert answer.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_study() -> None:
+    config = load_config("configs/study/devi2024.yaml")
+    line = config.path.read_text().splitlines()[0]
+    args = parser().parse_args(line.removeprefix("# foundation study ").split())
+    assert args.config == "configs/study/devi2024.yaml"
+    assert config.recipe("full").options(200)["trainer.max_epochs"] == 60
+    assert config.recipe("full").options(201)["trainer.max_epochs"] == 40
+    assert "G_Voigt" in config.same("gv")
+    assert config.same("bg") == {"bg"}
+    reference = pd.read_csv(config.path.parent / str(config.reference))
+    assert set(config.axes.target) <= set(reference.property)
+
+
+def test_recipes_go_by_size() -> None:
+    recipe = Recipe.parse({100: {"a": 1}, 10: {"a": 2}}, "here")
+    assert [recipe.options(size)["a"] for size in (3, 10, 11, 100)] == [2, 2, 1, 1]
+    with pytest.raises(InputError, match="no recipe for 101 crystals"):
+        recipe.options(101)
+    with pytest.raises(InputError, match="here.all: a size is a number"):
+        Recipe.parse({"all": {}}, "here")
+
+
+def test_cells_are_parsed() -> None:
+    assert parse_cells(" target = ph, dc ;size=100;") == {"target": ["ph", "dc"], "size": ["100"]}
+
+
+def test_the_scale_of_a_target(tmp_path: Path) -> None:
+    crystals, values = compounds(5), np.array([1.0, 2.0, 4.0, 5.0, 11.0])
+    file = tmp_path / "p.json.gz"
+    write_records(file, crystals, values, target=-0.3 * values + 2.0)
+    assert scaled_per_unit(file, values) == pytest.approx(0.3)
+    write_records(file, crystals, values)
+    assert scaled_per_unit(file, values) == pytest.approx(0.2)
+    write_records(file, crystals, values, target=np.log(values))  # not a matter of units
+    assert scaled_per_unit(file, values) == pytest.approx(0.2)
+
+
+def test_a_lock_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    with held(lock):
+        with pytest.raises(Busy, match=str(os.getpid())), held(lock):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    process.join()
+    dead = {"pid": process.pid, "host": socket.gethostname(), "started": "1"}
+    lock.write_text(json.dumps(dead))
+    with pytest.raises(Busy), held(lock, take_over=False):
+        pass
+    with held(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    lock.write_text(json.dumps(dead | {"pid": os.getpid()}))  # the number of the dead, used again
+    with held(lock):
+        pass
+    lock.write_text(json.dumps(dead | {"host": "elsewhere"}))
+    with pytest.raises(Busy, match="elsewhere"), held(lock):
+        pass
+
+
+def test_a_thing_is_made_once(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> None:
+        made.append(1)
+        (tmp_path / "thing").mkdir(exist_ok=True)
+
+    for job in ({"a": 1}, {"a": 1}, {"a": 2}, {"a": 2}):
+        make_once(tmp_path / "thing", job, make)
+    assert len(made) == 2
+    shutil.rmtree(tmp_path / "thing")
+    make_once(tmp_path / "thing", {"a": 2}, make)
+    assert len(made) == 3
+    with held(tmp_path / "thing.lock"), pytest.raises(Busy):
+        make_once(tmp_path / "thing", {"a": 3}, make)
