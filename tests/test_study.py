@@ -21,14 +21,18 @@ from testing import compounds
 
 from datamodules.errors import InputError
 from datamodules.store import CrystalStore
+from datamodules.subset import write_subset
 from foundation.commands import adapt
-from foundation.commands.study import parser
+from foundation.commands.study import parser, prepare
 from foundation.paths import config_path
-from foundation.study.cells import COLUMNS
+from foundation.study.cells import COLUMNS, finished, job_of
 from foundation.study.config import Recipe, load_config
+from foundation.study.folder import TargetFolder
 from foundation.study.grid import parse_cells, share
 from foundation.study.locks import Busy, held, make_once
+from foundation.study.runner import bury, work
 from foundation.study.scale import scaled_per_unit
+from foundation.study.sources import Trained, parse_source
 
 Study = Callable[..., Answer]
 
@@ -137,41 +141,96 @@ def test_what_crashes_is_recorded_and_the_study_goes_on(
 def test_a_source_is_trained_once_without_what_tests(
     study: Study, counted: list[list[str]], sets: Path, tmp_path: Path
 ) -> None:
-    answer = study("--cells", "target=gap,stiffness;size=10;source=joint@30,joint,stiffness;strategy=linear_probe")
+    answer = study("--cells", "target=gap;size=10;source=joint@30,stiffness,gap;strategy=linear_probe")
     assert answer.code == 0, answer.err
-    table = results(tmp_path)
-    assert table.groupby("status").size().to_dict() == {"ok": 5, "refused": 1}
-    refused = table[table.status == "refused"].iloc[0]
-    assert (refused.property, refused.source) == ("stiffness", "stiffness")
-    assert "stiffness itself" in refused.error
-    assert len(counted) == 5
+    table = results(tmp_path).set_index("source")
+    assert table.status.to_dict() == {"joint@30": "ok", "stiffness": "ok", "gap": "refused"}
+    assert "gap itself" in table.error["gap"]
+    assert len(counted) == 2
     sources = tmp_path / "out" / "sources"
-    stores = {name: CrystalStore.open(sources / name / "store") for name in ("joint", "joint@30", "stiffness")}
-    assert list(stores["joint"].properties) == ["band_gap", "volume"]
+    stores = {name: CrystalStore.open(sources / name / "store") for name in ("joint@30", "stiffness")}
+    assert list(stores["joint@30"].properties) == ["band_gap", "volume"]
     assert list(stores["stiffness"].properties) == ["stiffness"]
     assert stores["stiffness"].properties["stiffness"].log
-    assert len(stores["joint@30"]) == 30 < len(stores["joint"])
-    assert set(stores["joint@30"].ids) < set(stores["joint"].ids)
+    assert len(stores["joint@30"]) == 30 < len(stores["stiffness"])
     targets = CrystalStore.open(tmp_path / "out" / "stores" / "gap")
     tested = {formula for id, formula in zip(targets.ids, targets.formulas, strict=True) if int(id[1:]) >= 50}
     assert len(tested) > 1
     for store in stores.values():
         assert not tested & set(store.formulas)
-    made = (sources / "joint" / "model" / "card.json").stat().st_mtime_ns
-    assert study("--cells", "target=gap;size=20;source=joint;strategy=linear_probe").code == 0
-    assert (sources / "joint" / "model" / "card.json").stat().st_mtime_ns == made
+    made = (sources / "joint@30" / "model" / "card.json").stat().st_mtime_ns
+    assert study("--cells", "target=stiffness;size=10;source=joint@30;strategy=linear_probe").code == 0
+    assert (sources / "joint@30" / "model" / "card.json").stat().st_mtime_ns == made
 
 
-def test_two_processes_share_the_cells(study: Study, tiny_run: Path, tmp_path: Path) -> None:
-    cells = "target=gap;size=10,20;trial=trial1,trial2;strategy=from_scratch,median"
-    answer = study("--pretrained", tiny_run, "--cells", cells, "--jobs", 2)
+def test_smaller_sets_are_parts_of_larger_ones(tiny_store: Path, tmp_path: Path) -> None:
+    store = CrystalStore.open(tiny_store)
+    sizes = (10, 30, None)
+    for size in sizes:
+        write_subset(store, tmp_path / f"{size}", ["band_gap"], size=size)
+    small, large, whole = (CrystalStore.open(tmp_path / f"{size}") for size in sizes)
+    assert set(small.ids) < set(large.ids) < set(whole.ids) < set(store.ids)
+    assert (len(small), len(large)) == (10, 30)
+    place = {id: row for row, id in enumerate(store.ids)}
+    rows = [place[id] for id in large.ids]
+    np.testing.assert_array_equal(large.labels(["band_gap"]), store.labels(["band_gap"])[rows])
+    assert np.isfinite(whole.labels(["band_gap"])).all()
+    with pytest.raises(InputError, match="100 crystals are asked for"):
+        write_subset(store, tmp_path / "100", ["band_gap"], size=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "outside", "properties", "size", "folder"),
+    [
+        ("joint", True, ["band_gap", "volume"], None, "joint"),
+        ("joint@1k", True, ["band_gap", "volume"], 1000, "joint@1k"),
+        ("joint_without_target@50", False, ["flat", "stiffness"], 50, "joint_without_gap@50"),
+        ("volume", True, ["volume"], None, "volume"),
+        ("flat@7", False, ["flat"], 7, "flat@7"),
+    ],
+)
+def test_what_a_source_is_made_of(
+    sets: Path, tmp_path: Path, name: str, outside: bool, properties: list[str], size: int | None, folder: str
+) -> None:
+    config = load_config(str(write_study(tmp_path / "study.yaml")))
+    assert parse_source(name, "gap", config, TargetFolder(sets), {}) == Trained(folder, outside, properties, size)
+    alone = shutil.copytree(sets, tmp_path / "elsewhere" / "sets")  # without the files of pretraining beside it
+    if name.startswith("joint"):
+        found = parse_source(name, "gap", config, TargetFolder(alone), {})
+        assert isinstance(found, Trained)
+        assert (found.outside, found.properties) == (False, ["flat", "stiffness"])
+
+
+def test_two_processes_share_the_cells(study: Study, tmp_path: Path) -> None:
+    cells = "target=gap;size=10,20;strategy=from_scratch,median"
+    answer = study("--cells", cells, "--jobs", 2)
     assert answer.code == 0, answer.err
-    table = results(tmp_path)
-    assert list(table.status) == ["ok"] * 8
-    assert answer.out.count(": MAE ") == 8
-    assert not list((tmp_path / "out").rglob("*.lock")) or {
-        path.name for path in (tmp_path / "out").rglob("*.lock")
-    } == {".results.lock"}
+    assert list(results(tmp_path).status) == ["ok"] * 4
+    assert answer.out.count(": MAE ") == 4
+    assert not list((tmp_path / "out" / "cells").glob(".*.lock"))
+
+
+def test_the_cell_of_a_process_that_died_has_failed(sets: Path, tmp_path: Path) -> None:
+    config = write_study(tmp_path / "study.yaml")
+    words = ["--config", config, "--data", sets, "--out", tmp_path / "out", "--cells", "size=10;strategy=median"]
+    plan, cells = prepare(parser().parse_args([str(word) for word in words]))
+    process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(9,))
+    process.start()
+    process.join()
+    lock = plan.cell_lock(cells[0])
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"pid": process.pid, "host": socket.gethostname(), "started": "1"}))
+    work_done = []
+    work(plan, cells, cells, lambda: work_done.append(1))
+    assert not work_done  # it may be a cell that kills every process
+    bury(plan, cells, process)
+    assert not lock.exists()
+    row = finished(plan, cells[0], job_of(plan, cells[0]))
+    assert row is not None
+    assert row["status"] == "failed"
+    assert "exit code 9" in row["error"]
+    with pytest.raises(RuntimeError, match="exit code 9"):
+        bury(plan, cells, process)
 
 
 def test_every_cell_belongs_to_one_task_of_an_array(study: Study, tmp_path: Path) -> None:
@@ -303,7 +362,7 @@ def test_recipes_go_by_size() -> None:
     assert [recipe.options(size)["a"] for size in (3, 10, 11, 100)] == [2, 2, 1, 1]
     with pytest.raises(InputError, match="no recipe for 101 crystals"):
         recipe.options(101)
-    with pytest.raises(InputError, match="here.all: a size is a number"):
+    with pytest.raises(InputError, match=r"here\.all: a size is a number"):
         Recipe.parse({"all": {}}, "here")
 
 

@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
     from foundation.study.results import read_reference
     from foundation.study.runner import leaving_cleanly, run_study
 
-    plan, grid = _prepare(args)
+    plan, grid = prepare(args)
     read_reference(plan, args.reference)
     if plan.out.exists() and not plan.out.is_dir():
         raise InputError(f"--out {plan.out}: not a folder")
@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> int:
     return 0 if OK in counts or not own else 1
 
 
-def _prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
+def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     """Read and check everything before anything is written.
 
     Raises:
@@ -89,6 +89,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     from foundation.study.grid import NONE, make_grid, parse_cells
     from foundation.study.options import check_options
     from foundation.study.plan import Plan, check_strategies, needs_source
+    from foundation.study.scale import check_distinct
     from foundation.study.sources import parse_source
 
     config = load_config(args.config)
@@ -104,6 +105,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
             parse_source(source, grid[0].target, config, folder, given)
     strategies = list(dict.fromkeys(cell.strategy for cell in grid))
     check_options(config, strategies, pretrains=any(cell.source not in (NONE, *given) for cell in grid))
+    for target in dict.fromkeys(cell.target for cell in grid):
+        check_distinct(folder.records(target))
     refusals = [refusal(plan, cell) for cell in grid]
     if all(refusals):
         raise InputError(f"--cells: {refusals[0]}")

@@ -80,12 +80,25 @@ class TargetFolder:
         return _read(self.splits(target))
 
 
-@cache
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, read once by a process as long as it does not change."""
+    return _digest(file, _state(file))
+
+
 def _read(file: Path) -> dict[str, Any]:
+    return _read_once(file, _state(file) if file.is_file() else ())
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    state = file.stat()
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+@cache
+def _read_once(file: Path, state: tuple[int, ...]) -> dict[str, Any]:
     return read_lists(file)
 
 
 @cache
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file, read once by a process."""
+def _digest(file: Path, state: tuple[int, ...]) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

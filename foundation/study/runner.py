@@ -143,7 +143,7 @@ def _run_processes(plan: Plan, grid: Sequence[Cell], own: Sequence[Cell], jobs: 
             progress.update()
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
-                if process.exitcode and _bury(plan, own, process):
+                if process.exitcode and bury(plan, own, process):
                     running.append(start())
         progress.update()
     finally:
@@ -167,7 +167,7 @@ def leaving_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _bury(plan: Plan, own: Sequence[Cell], process: SpawnProcess) -> bool:
+def bury(plan: Plan, own: Sequence[Cell], process: SpawnProcess) -> bool:
     """Record the cell of a process that died, such as for want of memory, as failed.
 
     Returns:

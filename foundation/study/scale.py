@@ -29,10 +29,7 @@ def scaled_per_unit(file: Path, values: npt.NDArray[np.float64]) -> float:
     Raises:
         InputError: If all values are equal: there is nothing to learn.
     """
-    known = values[~np.isnan(values)]
-    if not len(known) or known.min() == known.max():
-        found = f"all {len(known)} values are {known[0]:g}" if len(known) else "no values"
-        raise InputError(f"{file}: {found}; a property with one distinct value cannot be learned")
+    known = _distinct(file, values)
     pairs = _pairs(file)
     if len(pairs) >= 2 and np.ptp(pairs[:, 0]) > 0 and np.ptp(pairs[:, 1]) > 0:
         slope, shift = np.polyfit(pairs[:, 0], pairs[:, 1], 1)
@@ -40,6 +37,22 @@ def scaled_per_unit(file: Path, values: npt.NDArray[np.float64]) -> float:
         if worst <= TOLERANCE * np.ptp(pairs[:, 1]):
             return abs(float(slope))
     return 2.0 / float(known.max() - known.min())
+
+
+def check_distinct(file: Path) -> None:
+    """Raise an InputError if all records carry the same ``value``, before anything is made of them."""
+    found = [record["value"] for record in _objects(loads(read_bytes(file))) if "value" in record]
+    numbers = [number for number in found if isinstance(number, int | float)]
+    if numbers:
+        _distinct(file, np.array(numbers, dtype=np.float64))
+
+
+def _distinct(file: Path, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    known = values[~np.isnan(values)]
+    if not len(known) or known.min() == known.max():
+        found = f"all {len(known)} values are {known[0]:g}" if len(known) else "no values"
+        raise InputError(f"{file}: {found}; a property with one distinct value cannot be learned")
+    return known
 
 
 def _pairs(file: Path) -> npt.NDArray[np.float64]:
