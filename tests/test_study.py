@@ -28,7 +28,7 @@ from foundation.paths import config_path
 from foundation.study.cells import COLUMNS, finished, job_of
 from foundation.study.config import Recipe, load_config
 from foundation.study.folder import TargetFolder
-from foundation.study.grid import parse_cells, share
+from foundation.study.grid import Cell, parse_cells, share
 from foundation.study.locks import Busy, held, make_once
 from foundation.study.runner import bury, work
 from foundation.study.scale import scaled_per_unit
@@ -246,7 +246,66 @@ def test_every_cell_belongs_to_one_task_of_an_array(study: Study, tmp_path: Path
         ("stiffness", 10),
         ("stiffness", 20),
     ]
-    assert [share(list("abcde"), part, 2) for part in (1, 2)] == [["a", "c", "e"], ["b", "d"]]  # type: ignore[type-var]
+
+
+def test_a_task_of_a_slurm_array_takes_its_share(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"ID": 7, "MIN": 5, "STEP": 2, "COUNT": 3}.items():  # --array=5-9:2
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert study("--cells", "target=gap,stiffness;size=10,20;strategy=median").code == 0
+    table = results(tmp_path)
+    assert list(zip(table.property, table["size"], strict=True)) == [("gap", 20)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shares_have_every_cell_once(parts: int) -> None:
+    cells = [Cell("gap", size, "trial1", 0, "none", "median") for size in range(5)]
+    shares = [share(cells, part, parts) for part in range(1, parts + 1)]
+    assert sorted((cell for part in shares for cell in part), key=lambda cell: cell.size) == cells
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_a_run_leaves_becomes_a_row(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def leave(words: Any) -> int:
+        calls.append(list(words))
+        test = {"mae": 2.0, "rmse": 3.0, "r2": 0.5, "count": 10, "median_predictor_mae": 4.0}
+        seen = {"parts": {"test": {"same_quantity": {"formula": 6, "structure": 5}}}}
+        metrics = {"test": {"gap": test}, "val": {"gap": {"mae": 1.0}}, "epochs": 3, "seconds": 9.0}
+        metrics |= {"trainable_parameters": 77, "leakage": {"properties": {"gap": seen}}}
+        folder = Path(words[words.index("--out") + 1])
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return 0
+
+    monkeypatch.setattr(adapt, "main", leave)
+    cells = ["--cells", "target=gap;size=10;source=a;strategy=last_blocks+linear_probe,auto;seed=2"]
+    answer = study("--pretrained", "a=mp-small", *cells, "--budget", "2m", "--leakage", "exclude")
+    assert answer.code == 0, answer.err
+    assert "the encoder has seen 6 of its test labels" in answer.out
+    row = results(tmp_path).iloc[0]
+    expected = {"mae_scaled": 0.5, "mae_physical": 2.0, "r2": 0.5, "n_test": 10, "seconds": 9.0, "epochs": 3, "seed": 2}
+    expected |= {"median_mae_scaled": 1.0, "val_mae_scaled": 0.25, "rmse_scaled": 0.75}
+    expected |= {"trainable_parameters": 77, "seen_test": 6}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    by_hand, auto = calls
+    assert by_hand[by_hand.index("--strategy") + 1] == "last_blocks,linear_probe"
+    assert by_hand[by_hand.index("--leakage") + 1] == "exclude"
+    assert by_hand[by_hand.index("--pretrained") + 1] == "mp-small"
+    assert "--trainer.max_time=00:00:02:00" in by_hand
+    assert auto[auto.index("--budget") + 1] == "120s"
+    assert not [word for word in auto if word.startswith("--trainer.max_time")]
+
+
+def test_members_of_two_seeds_are_not_the_same_models(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tiny_run: Path
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(adapt, "main", lambda words: calls.append(list(words)))  # leaves nothing: the cells fail
+    study("--pretrained", tiny_run, "--cells", "target=gap;size=10;strategy=full;seed=0,1")
+    assert [[word for word in call if word.startswith("--seed")] for call in calls] == [
+        ["--seeds=2", "--seed=0"],
+        ["--seeds=2", "--seed=2"],
+    ]
 
 
 @pytest.mark.parametrize(

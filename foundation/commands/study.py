@@ -44,6 +44,7 @@ def parser() -> OneLineParser:
         "takes its first value; without this option the whole grid",
     )
     made.add_argument("--budget", type=_seconds, metavar="TIME", help="training time of a cell, such as 90s, 10m or 1h")
+    made.add_argument("--leakage", choices=("warn", "exclude", "error"), help="where an encoder has seen test labels")
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument("--task", type=_share, metavar="I/N", help="only every N-th cell from the I-th; in a Slurm array")
     made.add_argument("--retry", action="store_true", help="compute cells again that failed earlier")
@@ -95,7 +96,17 @@ def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     config = load_config(args.config)
     folder = TargetFolder(_data_folder(args.data, config))
     given = _given(args.pretrained)
-    plan = Plan(config, folder, Path(args.out), given, args.budget, args.retry, args.keep_models, uuid.uuid4().hex)
+    plan = Plan(
+        config,
+        folder,
+        Path(args.out),
+        given,
+        budget=args.budget,
+        leakage=args.leakage,
+        retry=args.retry,
+        keep_models=args.keep_models,
+        run_id=uuid.uuid4().hex,
+    )
     chosen = parse_cells(args.cells) if args.cells is not None else None
     check_strategies((chosen or {}).get("strategy", config.axes.strategy))
     check_strategies([name for name in config.recipes if name != "others"])

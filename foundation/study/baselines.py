@@ -67,6 +67,7 @@ def baseline_metrics(
     residual = float(((truth - truth.mean()) ** 2).sum())
     test = {
         "mae": float(error.mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
         "r2": 1.0 - float((error**2).sum()) / residual if residual > 0 else None,
         "count": len(truth),
         "median_predictor_mae": float(np.abs(truth - np.median(labels)).mean()),

@@ -26,7 +26,7 @@ OK, FAILED, REFUSED = "ok", "failed", "refused"
 COLUMNS = (
     *("property", "size", "trial", "seed", "source", "strategy", "status", "mae_scaled", "mae_physical", "r2"),
     *("n_test", "trainable_parameters", "seconds", "epochs"),
-    *("median_mae_scaled", "val_mae_scaled", "seen_test", "error"),
+    *("median_mae_scaled", "val_mae_scaled", "rmse_scaled", "seen_test", "error"),
 )
 
 
@@ -39,7 +39,7 @@ def job_of(plan: Plan, cell: Cell) -> dict[str, Any]:
         "strategy": strategy_digest(cell.strategy),
     }
     if cell.strategy not in BASELINES:
-        job |= {"words": _option_words(plan, cell), "budget": plan.budget}
+        job |= {"words": _option_words(plan, cell), "leakage": plan.leakage}
     source = plan.source(cell)
     if source is not None:
         job["source"] = identity(source, plan.config, plan.folder)
@@ -141,6 +141,8 @@ def _metrics(plan: Plan, cell: Cell, folder: Path) -> dict[str, Any]:
     words = ["--property", cell.target, "--data.store", str(store)]
     words += ["--data.splits", str(plan.folder.splits(cell.target)), "--data.trial", cell.trial]
     words += ["--train-size", str(cell.size), "--strategy", cell.strategy.replace("+", ",")]
+    if plan.leakage is not None:
+        words += ["--leakage", plan.leakage]
     if source is not None:
         words += ["--pretrained", *checkpoints(source, plan.config, plan.folder, plan.out)]
     words += ["--wandb", "off", "--out", str(folder), "--overwrite", "true", *_option_words(plan, cell)]
@@ -179,8 +181,7 @@ def _results(metrics: Mapping[str, Any], target: str, scale: float) -> dict[str,
     test = metrics["test"][target]
     if test.get("mae") is None:
         raise InputError("there is no error on the test crystals: none of them carries the label")
-    val = (metrics.get("val") or {}).get(target, {}).get("mae")
-    median = test.get("median_predictor_mae")
+    val = (metrics.get("val") or {}).get(target, {})
     return {
         "mae_scaled": test["mae"] * scale,
         "mae_physical": test["mae"],
@@ -189,10 +190,23 @@ def _results(metrics: Mapping[str, Any], target: str, scale: float) -> dict[str,
         "trainable_parameters": metrics.get("trainable_parameters"),
         "seconds": metrics.get("seconds"),
         "epochs": metrics.get("epochs"),
-        "median_mae_scaled": None if median is None else median * scale,
-        "val_mae_scaled": None if val is None else val * scale,
-        "seen_test": metrics.get("seen_test"),
+        "median_mae_scaled": _times(test.get("median_predictor_mae"), scale),
+        "val_mae_scaled": _times(val.get("mae"), scale),
+        "rmse_scaled": _times(test.get("rmse"), scale),
+        "seen_test": _seen_test(metrics, target),
     }
+
+
+def _times(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
+
+
+def _seen_test(metrics: Mapping[str, Any], target: str) -> int | None:
+    """How many test crystals the encoder has seen with the same quantity, by formula; None where nobody knows."""
+    content: Any = metrics
+    for key in ("leakage", "properties", target, "parts", "test", "same_quantity", "formula"):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return None if content is None else int(content)
 
 
 def _remove_models(folder: Path) -> None:

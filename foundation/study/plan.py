@@ -34,6 +34,7 @@ class Plan:
         out: Where everything is written.
         given: Sources from the command line by name.
         budget: Seconds a cell may train; None for no bound.
+        leakage: What to do where an encoder has seen test labels, as ``foundation adapt`` takes it; None for its own.
         retry: Whether cells that failed earlier are run again.
         keep_models: Whether the models of cells are kept.
         run_id: Tells this start of the study from others.
@@ -44,6 +45,7 @@ class Plan:
     out: Path
     given: dict[str, Given]
     budget: float | None = None
+    leakage: str | None = None
     retry: bool = False
     keep_models: bool = False
     run_id: str = ""

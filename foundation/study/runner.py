@@ -123,7 +123,8 @@ def _line(cell: Cell, row: dict[str, Any]) -> str:
     name = f"{cell.target} {cell.size} {cell.trial} seed {cell.seed}, {cell.source}, {cell.strategy}"
     if row["status"] != OK:
         return f"{name}: {row['status']}: {row['error']}"
-    return f"{name}: MAE {row['mae_physical']:.4g}, scaled {row['mae_scaled']:.4f}, {row['seconds']:.0f} s"
+    told = f"{name}: MAE {row['mae_physical']:.4g}, scaled {row['mae_scaled']:.4f}, {row['seconds']:.0f} s"
+    return told + (f"; the encoder has seen {row['seen_test']} of its test labels" if row["seen_test"] else "")
 
 
 def _run_processes(plan: Plan, grid: Sequence[Cell], own: Sequence[Cell], jobs: int, progress: Progress) -> None:
