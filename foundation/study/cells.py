@@ -124,7 +124,8 @@ def _row(plan: Plan, cell: Cell) -> dict[str, Any]:
             row = row_of(
                 cell, FAILED, error=told if isinstance(error, InputError) else f"{type(error).__name__}: {told}"
             )
-    row["seconds"] = round(time.perf_counter() - started, 1) if row["seconds"] is None else row["seconds"]
+    if row["seconds"] is None or cell.strategy == AUTO:  # whose search counts, not only what it chose
+        row["seconds"] = round(time.perf_counter() - started, 1)
     if not plan.keep_models:
         _remove_models(folder)
     return row

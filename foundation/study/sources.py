@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def _train(source: Trained, config: StudyConfig, folder: TargetFolder, out: Path
     place = out / "sources" / source.name
     place.mkdir(parents=True, exist_ok=True)
     lists = [str(folder.splits(target)) for target in folder.targets]
+    # Past the log of the cell that needs it: this may take hours.
+    print(f"source {source.name}: training it once, see {place / 'log.txt'}", file=sys.__stderr__, flush=True)
     with (place / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         pool = CrystalStore.open(_pool(source, config, folder, out))
         write_subset(pool, place / "store", source.properties, exclude=lists, size=source.size)
