@@ -188,12 +188,11 @@ def training_ids(file: Path, lists: Mapping[str, Any], trial: str, size: int | N
         if size not in trials[trial]:
             raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {_listed(trials[trial])}")
         ids = list(next(ids for key, ids in given.items() if str(key).isdigit() and int(key) == size))
-    tested = {str(identifier) for identifier in test_ids(lists)}
-    shared = [str(identifier) for identifier in ids if str(identifier) in tested]
-    if shared:
+    both = sorted(set(map(str, test_ids(lists))) & set(map(str, ids)))
+    if both:
         raise InputError(
-            f"{file}: {len(shared)} of {len(ids)} ids of {trial}, size {size}, stand in the test list too, the first "
-            f"is {shared[0]!r}; what tests must not train"
+            f"{file}: {len(both)} ids of {trial}, size {size}, stand in the test list too, the first is {both[0]!r}; "
+            "take them out of one of the two"
         )
     return ids
 
