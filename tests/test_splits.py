@@ -104,9 +104,7 @@ def test_lists_that_do_not_fit(tmp_path: Path, content: Any, message: str) -> No
 def test_an_id_that_tests_and_trains_is_refused(tmp_path: Path) -> None:
     content = {"test": ["31", "32"], "trial1": {"3": [1, 32, 31]}, "trial2": {"2": [1, 2]}}
     file = write(tmp_path / "gap.json", content)
-    with pytest.raises(
-        InputError, match=r"gap\.json: 2 ids of trial1, size 3, stand in the test list too, .*'31'"
-    ):
+    with pytest.raises(InputError, match=r"gap\.json: 2 ids of trial1, size 3, stand in the test list too, .*'31'"):
         split_from_lists(file, "trial1", 3, IDS, EVERY)
     assert len(split_from_lists(file, "trial2", 2, IDS, EVERY).train) == 1  # what is not used does no harm
 
