@@ -18,7 +18,7 @@ from studies import STUDY, write_lists, write_records, write_study
 from testing import compounds
 
 from datamodules.store import CrystalStore
-from foundation.commands import adapt
+from foundation.commands import adapt, pretrain
 from foundation.commands.study import parser, prepare
 from foundation.study.cells import COLUMNS, finished, job_of
 from foundation.study.runner import bury, work
@@ -145,6 +145,28 @@ def test_a_source_is_trained_once_without_what_tests(
     made = (sources / "joint@30" / "model" / "card.json").stat().st_mtime_ns
     assert study("--cells", "target=stiffness;size=10;source=joint@30;strategy=linear_probe").code == 0
     assert (sources / "joint@30" / "model" / "card.json").stat().st_mtime_ns == made
+
+
+def test_a_source_that_was_cut_off_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+    last = tmp_path / "out" / "sources" / "stiffness" / "checkpoints" / "last.ckpt"
+
+    def cut_off(words: Any) -> int:
+        calls.append(list(words))
+        last.parent.mkdir(exist_ok=True)
+        last.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "main", cut_off)
+    words = ["--cells", "target=gap;size=10;source=stiffness;strategy=linear_probe"]
+    for _ in range(2):
+        assert study(*words).code == 130
+    write_study(
+        tmp_path / "study.yaml", pretraining=STUDY["pretraining"] | {"recipe": {"larger": {"data.batch_size": 8}}}
+    )
+    assert study(*words).code == 130
+    assert [call[-2:] == ["--resume", str(last)] for call in calls] == [False, True, False]
+    assert {path.name for path in (tmp_path / "out").rglob("*.lock")} <= {".results.lock"}
 
 
 def test_two_processes_share_the_cells(study: Study, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from foundation.files import write_json
 from foundation.study.config import StudyConfig, as_words
 from foundation.study.folder import TargetFolder, file_digest
 from foundation.study.locks import make_once
@@ -139,27 +141,37 @@ def checkpoints(source: Source, config: StudyConfig, folder: TargetFolder, out: 
         return source.paths
     place = out / "sources" / source.name
     job = identity(source, config, folder)
-    make_once(place / "model", job, lambda: _train(source, config, folder, out))
+    make_once(place / "model", job, lambda: _train(source, job, config, folder, out))
     return [str(place / "model")]
 
 
-def _train(source: Trained, config: StudyConfig, folder: TargetFolder, out: Path) -> None:
+def _train(source: Trained, job: dict[str, Any], config: StudyConfig, folder: TargetFolder, out: Path) -> None:
+    """Train a source, or go on with its training where that was cut off."""
     from datamodules.store import CrystalStore
     from datamodules.subset import write_subset
     from foundation.commands import pretrain
 
     place = out / "sources" / source.name
+    last, begun = place / "checkpoints" / "last.ckpt", place / "begun.json"
+    resumes = last.is_file() and begun.is_file() and json.loads(begun.read_text()) == json.loads(json.dumps(job))
     place.mkdir(parents=True, exist_ok=True)
     lists = [str(folder.splits(target)) for target in folder.targets]
     # Past the log of the cell that needs it: this may take hours.
     print(f"source {source.name}: training it once, see {place / 'log.txt'}", file=sys.__stderr__, flush=True)
-    with (place / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        pool = CrystalStore.open(_pool(source, config, folder, out))
-        write_subset(pool, place / "store", source.properties, exclude=lists, size=source.size)
+    with (place / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         words = ["--data.store", str(place / "store"), "--data.properties", ",".join(source.properties)]
-        words += ["--wandb", "off", "--out", str(place), "--overwrite", "true", *_options(source, config)]
+        words += ["--wandb", "off", "--out", str(place), *_options(source, config)]
+        if resumes:
+            words += ["--resume", str(last)]
+        else:
+            pool = CrystalStore.open(_pool(source, config, folder, out))
+            write_subset(pool, place / "store", source.properties, exclude=lists, size=source.size)
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)
+            write_json(begun, job)
+            words += ["--overwrite", "true"]
         pretrain.main(words)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)  # `model` holds what is needed
+    begun.unlink()
 
 
 def _pool(source: Trained, config: StudyConfig, folder: TargetFolder, out: Path) -> Path:
