@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 
 Values = npt.NDArray[np.float64]
-# Training data, its rows that train, their labels, the rows that test -> predictions.
+# The data, [K] labels of its training and validation rows, a seed -> predictions for its test rows, in their unit.
 Predictor = Callable[[CrystalDataModule, Values, int], Values]
 
 
@@ -24,13 +24,12 @@ def _median(data: CrystalDataModule, labels: Values, seed: int) -> Values:
 
 
 def _trees(data: CrystalDataModule, labels: Values, seed: int) -> Values:
-    from foundation.classical import describe, fit_trees
+    from foundation.classical.descriptors import describe
+    from foundation.classical.trees import fit_trees
 
-    log = data.property_of(data.names[0]).log and bool((labels > 0).all())
     rows = np.concatenate([data.split.train, data.split.val])
-    model = fit_trees(describe(data, rows), np.log10(labels) if log else labels, seed=seed)
-    predicted = np.asarray(model.predict(describe(data, data.split.test)), dtype=np.float64)
-    return np.asarray(10.0**predicted if log else predicted)
+    model = fit_trees(describe(data, rows), labels, data.property_of(data.names[0]), seed)
+    return np.asarray(model.predict(describe(data, data.split.test)), dtype=np.float64)
 
 
 BASELINES: dict[str, Predictor] = {"median": _median, "trees": _trees}
