@@ -15,7 +15,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
-from datamodules.splits import Split, split_by_formula, split_from_lists
+from datamodules.splits import Split, split_by_formula, split_from_lists, training_ids, trials_of
 from datamodules.store import CrystalStore
 
 IDS = [[f"gap:{row}"] for row in range(40)]
@@ -99,6 +99,36 @@ def test_what_the_lists_do_not_have(lists: Path, trial: str, size: int, message:
 def test_lists_that_do_not_fit(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         split_from_lists(write(tmp_path / "gap.json", content), "trial1", 2, IDS, EVERY)
+
+
+def test_an_id_that_tests_and_trains_is_refused(tmp_path: Path) -> None:
+    content = {"test": ["31", "32"], "trial1": {"3": [1, 32, 31]}, "trial2": {"2": [1, 2]}}
+    file = write(tmp_path / "gap.json", content)
+    with pytest.raises(InputError, match=r"gap\.json: 2 ids of trial1, size 3, stand in the test list too, .*'31'"):
+        split_from_lists(file, "trial1", 3, IDS, EVERY)
+    assert len(split_from_lists(file, "trial2", 2, IDS, EVERY).train) == 1  # what is not used does no harm
+
+
+def test_one_list_that_trains_is_a_trial_of_every_smaller_size(tmp_path: Path) -> None:
+    file = write(tmp_path / "gap.json", {"train": list(range(30)), "test": list(range(30, 40))})
+    lists = json.loads(file.read_text())
+    whole = split_from_lists(file, "train", None, IDS, EVERY)
+    assert (len(whole.train), len(whole.val), len(whole.test)) == (27, 3, 10)
+    assert sorted([*whole.train, *whole.val]) == list(range(30))
+    assert sorted(whole.val) != [27, 28, 29]  # a sorted list does not validate on its end
+    ten = training_ids(file, lists, "train", 10)
+    assert ten == training_ids(file, lists, "train", 20)[:10] == training_ids(file, lists, "train")[:10]
+    assert sorted(ten) != list(range(10))
+    assert split_from_lists(file, "train", 10, IDS, EVERY).how.startswith("lists of gap.json: train, size 10")
+    for size in (0, 31):
+        with pytest.raises(InputError, match=f"no list of {size} crystals; it has 30 and any fewer"):
+            training_ids(file, lists, "train", size)
+
+
+def test_trials_are_lists_by_size_and_nothing_else() -> None:
+    lists = {"test": [1], "hp_tune": [2, 3], "variant": {"trial2": {"5": [4]}}, "b": {"20": [5], "3": [6]}}
+    assert trials_of(lists) == {"b": [3, 20]}
+    assert trials_of({"test": [1], "train": [2, 3]}) == {"train": [2]}
 
 
 def parts(split: Split) -> dict[str, set[int]]:
