@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from foundation.study.statistics import MEDIAN, SCRATCH, TREES, Pair
+from foundation.study.statistics import MEDIAN, SCRATCH, TREES, Pair, Values
 from foundation.study.summary import method_name
 
 WIDTH = 4.6  # inches; with the fonts below readable at the width of a phone
@@ -60,7 +61,7 @@ def styles(found: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Style]:
 
 def source_styles(sources: Sequence[str]) -> dict[str, Style]:
     """A style for every source."""
-    return {source: _style(place, source) for place, source in enumerate(sources)}
+    return {source: replace(_style(place, source), line="") for place, source in enumerate(sources)}
 
 
 def _style(place: int, label: str) -> Style:
@@ -78,8 +79,7 @@ def legend(shown: Sequence[Style]) -> Panel:
     """What the colours and markers of the panels beside it stand for."""
     figure = plt.figure(figsize=(WIDTH, 0.5 + 0.27 * len(shown)), layout="constrained")
     handles = [
-        Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.line, label=style.label)
-        for style in shown
+        Line2D([], [], color=style.colour, marker=style.marker, ls=style.line, label=style.label) for style in shown
     ]
     figure.legend(handles=handles, loc="center", frameon=False, fontsize=11, handlelength=3)
     return Panel(figure, "Legend: " + ", ".join(style.label for style in shown))
@@ -97,6 +97,7 @@ def error_panel(
         reference: The reference's rows of this property, or None.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.7), layout="constrained")
+    axis.set_yscale("log")
     told = []
     drawn = [method for method in looks if _of(table, method).size]
     for place, method in enumerate(drawn):
@@ -106,13 +107,15 @@ def error_panel(
         _line(axis, own["size"] * shift, own["mean"], own["spread"], looks[method])
         told.append(_told(looks[method].label, own["size"], own["mean"]))
     for column, style in REFERENCE.items():
+        if column == "scratch":
+            axis.set_ylim(*axis.get_ylim())  # its error at ten labels, tenfold all others, must not flatten the panel
         if reference is not None and column in reference and reference[column].notna().any():
             own = reference.dropna(subset=[column]).sort_values("size")
             spread = own.get(f"{column}_std", pd.Series(np.nan, own.index))
             _line(axis, own["size"], own[column], spread, style)
             told.append(_told(style.label, own["size"], own[column]))
     sizes = sorted(set(table["size"]) | set([] if reference is None else reference["size"]))
-    axis.set(title=name, xlabel="training labels", ylabel="test MAE, scaled", xscale="log", yscale="log")
+    axis.set(title=name, xlabel="training labels", ylabel="test MAE, scaled", xscale="log")
     axis.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     axis.xaxis.set_major_locator(FixedLocator(sizes))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -133,10 +136,9 @@ def cost_panel(name: str, table: pd.DataFrame, looks: Mapping[tuple[str, str], S
         own, style = _of(timed, method).sort_values("size"), looks[method]
         bars = _bars(own["seconds"], own["seconds_spread"])
         _line(axis, own["seconds"], own["mean"], own["spread"], style, across=bars)
-        for size, seconds, error in zip(own["size"], own["seconds"], own["mean"], strict=True):
-            axis.annotate(
-                f"{size}", (seconds, error), (4, 4), textcoords="offset points", fontsize=7, color=style.colour
-            )
+        for point in own.iloc[[0, -1]].to_dict("records"):
+            place = (point["seconds"], point["mean"])
+            axis.annotate(str(point["size"]), place, (4, 4), textcoords="offset points", color=style.colour, fontsize=8)
         told.append(
             f"{style.label} takes {own['seconds'].min():.3g} to {own['seconds'].max():.3g} s for an error of "
             f"{own['mean'].max():.3g} to {own['mean'].min():.3g}"
@@ -147,33 +149,31 @@ def cost_panel(name: str, table: pd.DataFrame, looks: Mapping[tuple[str, str], S
     return Panel(figure, f"{name}: scaled test error against seconds, by size. {'; '.join(told)}.")
 
 
-def gain_panel(size: int, table: pd.DataFrame) -> Panel:
-    """Gain over fresh weights at one size, source by target, as a map with numbers."""
+def gain_panel(size: int, table: pd.DataFrame, limit: float) -> Panel:
+    """Gain over fresh weights at one size, source by target, as a map with numbers.
+
+    Args:
+        size: The size.
+        table: Its rows of ``gains``.
+        limit: The gain that has the deepest colour.
+    """
     sources, targets = (list(dict.fromkeys(table[column])) for column in ("source", "property"))
-    grid = table.pivot_table(index="source", columns="property", values=["gain", "standard_error"], dropna=False)
-    gain, error = (
-        (100 * grid[column]).reindex(index=sources, columns=targets) if column in grid else None
-        for column in ("gain", "standard_error")
-    )
-    assert gain is not None
-    limit = max(10.0, float(np.nanmax(np.abs(gain.to_numpy()))))
-    height = 1.3 + 0.5 * len(sources)
-    figure, axis = plt.subplots(figsize=(max(WIDTH, 1.6 + 0.85 * len(targets)), height), layout="constrained")
-    image = axis.imshow(gain, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    colours = np.full((len(sources), len(targets)), np.nan)
+    width, height = max(WIDTH, 1.7 + 0.62 * len(targets)), 1.0 + 0.48 * len(sources)
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
     told = []
-    for row, source in enumerate(sources):
-        for column, target in enumerate(targets):
-            value = gain.iloc[row, column]
-            if np.isfinite(value):
-                spread = float("nan") if error is None else error.iloc[row, column]
-                text = f"{value:+.0f}" + (f"\n± {spread:.0f}" if np.isfinite(spread) else "")
-                colour = "white" if abs(value) > 0.6 * limit else "black"
-                axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-                told.append(f"{source} to {target} {' '.join(text.split())} %")
+    for cell in table.to_dict("records"):
+        row, column = sources.index(cell["source"]), targets.index(cell["property"])
+        gain, error = 100 * cell["gain"], 100 * cell["standard_error"]
+        colours[row, column] = gain
+        text = f"{round(gain) + 0.0:+.0f}" + (f"\n± {error:.0f}" if np.isfinite(error) else "")
+        shade = "white" if abs(gain) > 0.6 * limit else "black"
+        axis.text(column, row, text, ha="center", va="center", fontsize=9, color=shade)
+        told.append(f"{cell['source']} to {cell['property']} {' '.join(text.split())} %")
+    axis.imshow(colours, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_xticks(range(len(targets)), targets)
     axis.set_yticks(range(len(sources)), sources)
     axis.set(title=f"{size} labels", xlabel="target", ylabel="source")
-    figure.colorbar(image, ax=axis, label="error taken away, %")
     return Panel(figure, f"Gain over fresh weights with {size} labels: {'; '.join(told)}.")
 
 
@@ -181,7 +181,7 @@ def joint_panel(name: str, compared: Mapping[str, Sequence[Pair]], looks: Mappin
     """Error of other sources by that of the joint one, of one property; a row per size."""
     sizes = sorted({pair.size for found in compared.values() for pair in found})
     figure, axis = plt.subplots(figsize=(WIDTH, 1.4 + 0.7 * len(sizes)), layout="constrained")
-    axis.axvline(1.0, color="black", linewidth=1)
+    axis.axvline(1.0, color="black", linewidth=1, zorder=0)
     told = []
     for place, (source, found) in enumerate(compared.items()):
         shift = 0.6 * ((place + 0.5) / len(compared) - 0.5)
@@ -202,7 +202,7 @@ def _of(table: pd.DataFrame, method: tuple[str, str]) -> pd.DataFrame:
     return table[(table["source"] == method[0]) & (table["strategy"] == method[1])]
 
 
-def _bars(centre: pd.Series[float], spread: pd.Series[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _bars(centre: pd.Series[float], spread: pd.Series[float]) -> Values:
     """[2, K] lengths of bars on a logarithmic axis: none where nothing was repeated, and never down to zero."""
     length = spread.fillna(0.0).to_numpy(dtype=np.float64)
     return np.stack([np.minimum(length, 0.8 * centre.to_numpy(dtype=np.float64)), length])
@@ -214,13 +214,10 @@ def _line(
     y: pd.Series[float],
     spread: pd.Series[float],
     style: Style,
-    across: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None,
+    across: Values | None = None,
 ) -> None:
-    axis.errorbar(
-        *(x, y, _bars(y, spread), across),
-        **{"color": style.colour, "marker": style.marker, "linestyle": style.line},
-        **{"linewidth": 1.4, "markersize": 5, "capsize": 2, "elinewidth": 1},
-    )
+    look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line, "linewidth": 1.4}
+    axis.errorbar(x, y, _bars(y, spread), across, markersize=5, capsize=2, elinewidth=1, **look)
 
 
 def _told(label: str, sizes: pd.Series[int], errors: pd.Series[float]) -> str:
@@ -231,7 +228,11 @@ def _told(label: str, sizes: pd.Series[int], errors: pd.Series[float]) -> str:
 def plain_log(axis: Axis) -> None:
     """Label a logarithmic axis by plain numbers, also where it spans less than a decade."""
     low, high = axis.get_view_interval()
-    narrow = high < 4 * low
-    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
+    if high < 3 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    elif high < 12 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

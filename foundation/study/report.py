@@ -70,13 +70,40 @@ def _in_words(content: dict[str, Any], rows: pd.DataFrame, reference: pd.DataFra
         "counts": counts,
         "ours": None if ours is None else method_name(ours["source"], ours["strategy"]),
         "why": "" if ours is None else _why(ours),
+        "sentences": _sentences(content),
+        "scopes": _scopes(content),
         "resampled": _resampled(content),
         "missing": _missing(content, rows, reference),
+        "harmed": [case for case in content["negative_transfers"] if case["beyond"] is not False],
+        "within": [case for case in content["negative_transfers"] if case["beyond"] is False],
+        "unsure": any(case["beyond"] is None for case in content["negative_transfers"]),
         "has_transfer": any(method["against"]["scratch"] for method in adapted),
         "strategy": content["joint_against_best_single"]["strategy"],
         "joint": content["joint_against_best_single"]["joint"],
         "best_single": interval(best) if best else "",
     }
+
+
+def _sentences(content: dict[str, Any]) -> list[str]:
+    """The geometric means over all cells in plain words."""
+    return [_sentence(OPPONENTS[name], scopes["all"]) for name, scopes in content["against"].items()]
+
+
+def _sentence(opponent: str, found: dict[str, Any]) -> str:
+    def apart(ratio: float) -> str:
+        return f"{abs(100 * (1 - ratio)):.1f} % {'below' if ratio <= 1 else 'above'}"
+
+    spread = "nothing was repeated, so there is no interval"
+    if found["low"] is not None:
+        spread = f"95 % interval: from {apart(found['low'])} to {apart(found['high'])}"
+    where = f"lower in {found['better_in']} of {found['cells']}"
+    return f"Our error is {apart(found['geometric_mean'])} that of {opponent} ({spread}; {where})."
+
+
+def _scopes(content: dict[str, Any]) -> list[str]:
+    """Ranges of sizes that any opponent has: all, the wider ones, then each size."""
+    found = {scope for scopes in content["against"].values() for scope in scopes}
+    return sorted(found, key=lambda scope: (scope != "all", scope.isdigit(), int(scope) if scope.isdigit() else 0))
 
 
 def _why(ours: dict[str, str]) -> str:
@@ -114,19 +141,24 @@ def _missing(content: dict[str, Any], rows: pd.DataFrame, reference: pd.DataFram
 
 def _pictures(rows: pd.DataFrame, reference: pd.DataFrame | None, content: dict[str, Any]) -> dict[str, Any]:
     if rows.empty:
-        return {"errors": [], "gains": [], "joints": [], "costs": [], "shown": ""}
+        return {"errors": [], "gains": [], "joints": [], "costs": [], "shown": "", "clipped": False}
     table = aggregate(rows)
     chosen = _one_source_each(rows)
     looks = figures.styles(chosen)
     names = list(dict.fromkeys(rows["property"]))
-    errors = [figures.error_panel(name, table[table["property"] == name], looks, _of(reference, name)) for name in names]
-    columns = [column for column in figures.REFERENCE if {name for name, _ in published(reference, column)} & set(names)]
+    errors = [
+        figures.error_panel(name, table[table["property"] == name], looks, _of(reference, name)) for name in names
+    ]
+    columns = [
+        column for column in figures.REFERENCE if {name for name, _ in published(reference, column)} & set(names)
+    ]
     key = figures.legend([*looks.values(), *(figures.REFERENCE[column] for column in columns)])
     costs = [figures.cost_panel(name, table[table["property"] == name], looks) for name in names]
     timed = [panel for panel in costs if panel is not None]
     shown = "" if len(chosen) == len(methods(rows)) else "Of every strategy one source is drawn; the tables have all."
     return {
         "shown": shown,
+        "clipped": "scratch" in columns,
         "errors": _encoded([key, *errors]),
         "costs": _encoded([figures.legend(list(looks.values())), *timed] if timed else []),
         **_transfers(rows, names, content),
@@ -138,12 +170,13 @@ def _transfers(rows: pd.DataFrame, names: list[str], content: dict[str, Any]) ->
     if strategy is None:
         return {"gains": [], "joints": []}
     gained = gains(rows, strategy)
-    maps = [figures.gain_panel(int(size), own) for size, own in gained.groupby("size")]
+    limit = max(10.0, 100 * float(gained["gain"].abs().max())) if len(gained) else 10.0
+    maps = [figures.gain_panel(size, gained[gained["size"] == size], limit) for size in sorted(set(gained["size"]))]
     compared = against_joint(rows, strategy)
     looks = figures.source_styles(list(compared))
     panels = [figures.legend(list(looks.values()))] if compared else []
     for name in names:
-        own = {source: [pair for pair in found if pair.property == name] for source, found in compared.items()}
+        own = {source: [pair for pair in found if pair.target == name] for source, found in compared.items()}
         if any(own.values()):
             panels.append(figures.joint_panel(name, own, looks, content["joint_against_best_single"]["joint"]))
     return {"gains": _encoded(maps), "joints": _encoded(panels)}
@@ -187,7 +220,7 @@ def _tables(
     if rows.empty:
         return {}
     ratios = {
-        (name, pair.property, pair.size, *method): pair.ratio
+        (name, pair.target, pair.size, *method): pair.ratio
         for method in methods(rows)
         for name, compared in opponents(rows, method, reference).items()
         for pair in compared
@@ -201,7 +234,7 @@ def _tables(
                 **{name: cell[name] for name in ("size", "strategy", "source", "n", "trials")},
                 **{name: _number(ratio, ".3f") for name, ratio in beside.items()},
                 "ours": ours == {"source": cell["source"], "strategy": cell["strategy"]},
-                "harmed": cell["source"] != NO_SOURCE and (beside["scratch"] or 0.0) > 1,
+                "harmed": cell["source"] != NO_SOURCE and (beside["scratch"] or 0.0) > 1 + 1e-9,
                 "mae": _number(cell["mean"], ".4f") + _number(cell["spread"], ".4f", " ± ", ""),
                 "physical": _number(cell["mae_physical"], ".4g"),
                 "r2": _number(cell["r2"], ".3f"),
@@ -215,5 +248,5 @@ def _tables(
     return {name: found[name] for name in order}
 
 
-def _number(value: float | None, form: str, before: str = "", missing: str = "–") -> str:
+def _number(value: float | None, form: str, before: str = "", missing: str = "-") -> str:
     return missing if value is None or value != value else f"{before}{value:{form}}"

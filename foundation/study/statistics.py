@@ -29,7 +29,7 @@ class Pair:
     """Two errors at one property and size.
 
     Attributes:
-        property: The property.
+        target: The property.
         size: Labels to train on.
         ours: [U] scaled MAE of U trials, or of U seeds where there is one trial.
         theirs: [U] scaled MAE of the opponent in the same ones.
@@ -37,7 +37,7 @@ class Pair:
         test: Relative standard error of ``ours`` that comes from the choice of test crystals; NaN if unknown.
     """
 
-    property: str
+    target: str
     size: int
     ours: Values
     theirs: Values
@@ -77,7 +77,7 @@ def tidy(results: pd.DataFrame) -> pd.DataFrame:
 
 def is_done(table: pd.DataFrame) -> pd.Series[bool]:
     """Which rows of tidy results carry an error that can be compared."""
-    return (table["status"] == "ok") & np.isfinite(table["mae_scaled"]) & (table["mae_scaled"] > 0)
+    return table["status"].eq("ok") & table["mae_scaled"].between(0, np.inf, inclusive="neither")
 
 
 def comparable(table: pd.DataFrame) -> pd.DataFrame:
@@ -147,8 +147,8 @@ def pairs_with(ours: pd.DataFrame, errors: Mapping[Point, float]) -> list[Pair]:
 def geometric_mean(compared: Sequence[Pair]) -> dict[str, Any] | None:
     """Geometric mean of the ratios with a bootstrap 95 % interval; None without pairs.
 
-    Every pair resamples its own trials. What was not repeated stays fixed, and without anything repeated or known of the
-    test crystals there is no interval.
+    Every pair resamples its own trials. What was not repeated stays fixed; where nothing was, and nothing
+    is known of the test crystals, there is no interval.
     """
     if not compared:
         return None
@@ -192,7 +192,7 @@ def _resampled(repeated: Sequence[Pair]) -> Values:
 
 def _shared_noise(compared: Sequence[Pair]) -> float:
     """Standard error of the mean logarithm that comes from test crystals; a property's sizes share theirs."""
-    table = pd.DataFrame({"property": [p.property for p in compared], "test": [p.test for p in compared]})
+    table = pd.DataFrame({"property": [p.target for p in compared], "test": [p.test for p in compared]})
     by_property = table.groupby("property")["test"].sum()  # NaN counts as nothing known
     return float(np.sqrt((by_property**2).sum())) / len(compared)
 

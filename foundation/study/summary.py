@@ -102,9 +102,7 @@ def summary(results: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, 
     }
 
 
-def opponents(
-    rows: pd.DataFrame, method: tuple[str, str], reference: pd.DataFrame | None
-) -> dict[str, list[Pair]]:
+def opponents(rows: pd.DataFrame, method: tuple[str, str], reference: pd.DataFrame | None) -> dict[str, list[Pair]]:
     """Opponent -> our error beside theirs at every property and size; opponents that are not there are left out."""
     ours = select(rows, method)
     medians = [] if method == MEDIAN else pairs(ours, select(rows, MEDIAN))
@@ -144,8 +142,8 @@ def by_sizes(compared: list[Pair]) -> dict[str, Any]:
 
 def _harder(best: list[Pair], medians: list[Pair]) -> list[Pair]:
     """At every property and size the opponent with the lower error, where both are known."""
-    others = {(pair.property, pair.size): pair for pair in medians}
-    both = [(pair, others[pair.property, pair.size]) for pair in best if (pair.property, pair.size) in others]
+    others = {(pair.target, pair.size): pair for pair in medians}
+    both = [(pair, others[pair.target, pair.size]) for pair in best if (pair.target, pair.size) in others]
     return [max(pair, other, key=lambda each: each.ratio) for pair, other in both]
 
 
@@ -195,12 +193,14 @@ def _standing_out(content: dict[str, Any]) -> list[str]:
     if "reference" in content["against"]:
         beyond = sum(case["beyond"] is True for case in above)
         lines.append(
-            f"above {content['limit']} of the reference's best: {len(above)} cells, "
-            f"{beyond} by more than their standard error"
+            f"cells above {content['limit']} of the reference's best: {len(above)}, "
+            f"{beyond} of them by more than their standard error"
         )
     if any(method["against"]["scratch"] and method["source"] != SCRATCH[0] for method in content["methods"]):
         beyond = sum(case["beyond"] is True for case in negative)
-        lines.append(f"worse than from_scratch: {len(negative)} adapted, {beyond} by more than their standard error")
+        lines.append(
+            f"adapted but worse than from_scratch: {len(negative)}, {beyond} of them by more than their standard error"
+        )
     if content["joint_against_best_single"]["all"]:
         lines.append(f"joint / best single source: {interval(content['joint_against_best_single']['all'])}")
     if content["seen_test"]["cells"]:

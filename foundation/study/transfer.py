@@ -66,7 +66,7 @@ def gains(rows: pd.DataFrame, strategy: str) -> pd.DataFrame:
     for source, name in adapted(rows):
         if name == strategy:
             for pair in pairs(select(rows, (source, strategy)), scratch):
-                place = {"property": pair.property, "size": pair.size, "source": source}
+                place = {"property": pair.target, "size": pair.size, "source": source}
                 found.append({**place, "gain": 1.0 - pair.ratio, "standard_error": pair.standard_error})
     return pd.DataFrame(found, columns=["property", "size", "source", "gain", "standard_error"])
 
@@ -80,7 +80,7 @@ def negative_transfers(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for source, strategy in adapted(rows):
         for pair in pairs(select(rows, (source, strategy)), scratch):
-            if pair.ratio > 1:
+            if pair.ratio > 1 + 1e-9:  # not by rounding alone
                 found.append({"source": source, "strategy": strategy, **excess(pair, 1.0)})
     return sorted(found, key=lambda case: -case["ratio"])
 
@@ -90,7 +90,7 @@ def excess(pair: Pair, limit: float) -> dict[str, Any]:
     error = pair.standard_error
     known = error == error
     return {
-        "property": pair.property,
+        "property": pair.target,
         "size": pair.size,
         "ratio": pair.ratio,
         "difference": float(pair.ours.mean() - pair.theirs.mean()),
