@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation.commands.parsing import OneLineParser
+from foundation.commands.parsing import OneLineParser, duration
 
 if TYPE_CHECKING:
     from foundation.study.config import StudyConfig
     from foundation.study.grid import Cell
     from foundation.study.plan import Plan
     from foundation.study.sources import Given
-
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parser() -> OneLineParser:
@@ -43,7 +41,7 @@ def parser() -> OneLineParser:
         help="'target=ph,dc;size=100,800;trial=trial1;strategy=full;source=joint;seed=0'; an axis that is not named "
         "takes its first value; without this option the whole grid",
     )
-    made.add_argument("--budget", type=_seconds, metavar="TIME", help="training time of a cell, such as 90s, 10m or 1h")
+    made.add_argument("--budget", type=duration, metavar="TIME", help="training time of a cell, such as 90s, 10m or 1h")
     made.add_argument("--leakage", choices=("warn", "exclude", "error"), help="where an encoder has seen test labels")
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument("--task", type=_share, metavar="I/N", help="only every N-th cell from the I-th; in a Slurm array")
@@ -60,20 +58,22 @@ def main(words: Sequence[str]) -> int:
     from datamodules.errors import InputError
     from foundation.study.cells import OK
     from foundation.study.grid import share
-    from foundation.study.results import read_reference
+    from foundation.study.results import reference_of
     from foundation.study.runner import leaving_cleanly, run_study
 
     plan, grid = prepare(args)
-    read_reference(plan, args.reference)
+    reference_of(plan, args.reference)  # refuses a bad one before anything is computed
     if plan.out.exists() and not plan.out.is_dir():
         raise InputError(f"--out {plan.out}: not a folder")
     part, parts = args.task or _slurm_share() or (1, 1)
     own = share(grid, part, parts)
     with leaving_cleanly():
-        table = run_study(plan, grid, own, args.jobs, args.reference)
+        table, lines = run_study(plan, grid, own, args.jobs, args.reference)
     counts = table["status"].value_counts()
     told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no cell"
-    print(f"{plan.out / 'results.csv'}: {told}")
+    for line in lines:
+        print(line)
+    print(f"{plan.out / 'results.csv'}, report.html: {told}")
     return 0 if OK in counts or not own else 1
 
 
@@ -158,13 +158,6 @@ def _slurm_share() -> tuple[int, int] | None:
         return None
     task, first, step, count = (int(value or default) for value, default in zip(values, (0, 0, 1, 1), strict=True))
     return (task - first) // step + 1, count
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
-    if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: not a time such as 90s, 10m or 1h")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _positive(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +10,12 @@ import pandas as pd
 
 from foundation.files import write_text
 from foundation.paths import config_path
+from foundation.study import report
 from foundation.study.cells import COLUMNS, job_of
 from foundation.study.grid import Cell
 from foundation.study.locks import in_turn
 from foundation.study.plan import Plan
+from foundation.study.summary import read_reference, summary, summary_lines
 
 
 def write_results(plan: Plan, grid: Sequence[Cell]) -> pd.DataFrame:
@@ -57,29 +58,32 @@ def collect(plan: Plan, grid: Sequence[Cell]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
-def write_report(plan: Plan, table: pd.DataFrame, reference: str | None) -> None:
-    """Write report.html beside the table.
+def write_report(plan: Plan, table: pd.DataFrame, reference: str | None) -> list[str]:
+    """Write report.html and summary.json beside the table.
 
     Args:
         plan: The study.
         table: What ``write_results`` gave.
         reference: CSV of another work's results; None for the configured one.
+
+    Returns:
+        The summary in a few lines.
     """
-    if importlib.util.find_spec("foundation.study.report") is None or table.empty:
-        return
-    from foundation.study.report import write_report as write
+    if table.empty:
+        return []
+    other = reference_of(plan, reference)
+    report.write_report(table, other, plan.out)
+    return summary_lines(summary(table, other))
 
-    write(table, read_reference(plan, reference), plan.out)
 
-
-def read_reference(plan: Plan, given: str | None) -> pd.DataFrame | None:
+def reference_of(plan: Plan, given: str | None) -> pd.DataFrame | None:
     """The results of another work; None where none are configured.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or it is none of this kind.
     """
     if given is not None:
-        return pd.read_csv(config_path(given))
+        return read_reference(config_path(given))
     if plan.config.reference is None:
         return None
-    return pd.read_csv(plan.config.path.parent / plan.config.reference)
+    return read_reference(plan.config.path.parent / plan.config.reference)

@@ -27,7 +27,7 @@ POLL = 0.5  # seconds
 
 def run_study(
     plan: Plan, grid: Sequence[Cell], own: Sequence[Cell], jobs: int = 1, reference: str | None = None
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]:
     """Compute the cells that are not there yet, then write the table and the report.
 
     Args:
@@ -38,7 +38,7 @@ def run_study(
         reference: CSV of another work's results; None for the configured one.
 
     Returns:
-        The table of all results.
+        The table of all results, and what they say in a few lines.
     """
     for cell in own:
         release_dead(plan.cell_lock(cell))
@@ -50,8 +50,7 @@ def run_study(
         _run_processes(plan, grid, own, min(jobs, progress.remaining), progress)
     progress.close()
     table = write_results(plan, grid)
-    write_report(plan, table, reference)
-    return table
+    return table, write_report(plan, table, reference)
 
 
 def work(plan: Plan, grid: Sequence[Cell], own: Sequence[Cell], told: Callable[[], None]) -> None:
