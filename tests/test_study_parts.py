@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from conftest import Command
@@ -29,6 +28,7 @@ from foundation.study.grid import Cell, parse_cells, share
 from foundation.study.locks import Busy, held, make_once
 from foundation.study.scale import scaled_per_unit
 from foundation.study.sources import Trained, parse_source
+from foundation.study.summary import read_reference
 
 
 def test_smaller_sets_are_parts_of_larger_ones(tiny_store: Path, tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_the_shipped_study() -> None:
     line = config.path.read_text().splitlines()[0]
     args = parser().parse_args(line.removeprefix("# foundation study ").split())
     assert args.config == "configs/study/devi2024.yaml"
-    assert config.recipe("full").options(200)["trainer.max_epochs"] == 60
-    assert config.recipe("full").options(201)["trainer.max_epochs"] == 40
+    assert config.recipe("layer_decay").options(200)["trainer.max_epochs"] == 60
+    assert config.recipe("layer_decay").options(201)["trainer.max_epochs"] == 40
     assert "G_Voigt" in config.same("gv")
     assert config.same("bg") == {"bg"}
-    reference = pd.read_csv(config.path.parent / str(config.reference))
+    reference = read_reference(config.path.parent / str(config.reference))
     assert set(config.axes.target) <= set(reference.property)
 
 
