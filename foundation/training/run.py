@@ -220,6 +220,8 @@ def _make_trainer(
         callbacks.append(ExponentialAverage(module.optimization.ema_decay))
     chosen = {key: value for key, value in trainer_args.items() if value is not None}
     chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
+    if not validates:
+        chosen["limit_val_batches"] = 0
     if SLURMEnvironment.detect():
         # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
         chosen["plugins"] = [SLURMEnvironment(auto_requeue=False)]
