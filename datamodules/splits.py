@@ -52,8 +52,8 @@ def split_from_lists(
     """The split that a file of id lists gives: ``{"test": [...], "trial1": {"100": [...]}}``.
 
     The list keeps its order; its last part validates, so the size includes the validation crystals. Where the
-    test list is empty, ``test_proxy`` stands in. A crystal that the test list and the training list share
-    tests and does not train.
+    test list is empty, ``test_proxy`` stands in. Where two ids, one in the test list and one in the training list,
+    turn out to be the same crystal, it tests and does not train.
 
     Args:
         file: JSON file; its stem names the source whose ids it lists, where the store has such a source.
@@ -64,7 +64,7 @@ def split_from_lists(
         val_share: Share of the list that validates; 0 for none.
 
     Raises:
-        InputError: For a missing file, trial, size or id.
+        InputError: For a missing file, trial, size or id, or an id that stands in both lists.
     """
     lists = read_lists(file)
     if not isinstance(lists.get(trial), dict):
@@ -74,6 +74,12 @@ def split_from_lists(
     size = max(sizes) if train_size is None else train_size
     if size not in sizes:
         raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {', '.join(map(str, sorted(sizes)))}")
+    both = sorted(set(map(str, test_ids(lists))) & set(map(str, sizes[size])))
+    if both:
+        raise InputError(
+            f"{file}: {len(both)} ids of {trial}, size {size}, stand in the test list too, the first is {both[0]!r}; "
+            "take them out of one of the two"
+        )
     row_of = _rows_by_id(source_ids, file.stem)
     test = np.unique(_look_up(test_ids(lists), row_of, file, "test"))
     listed = _look_up(sizes[size], row_of, file, trial)
