@@ -163,20 +163,21 @@ class CrystalDataModule(lightning.LightningDataModule):
         known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()
         return known
 
-    def discount(self, part: Part, labels: npt.NDArray[np.bool_], note: str) -> None:
+    def discount(self, part: Part, labels: npt.NDArray[np.bool_]) -> None:
         """Say which labels of a part do not count; a crystal without any other leaves the part.
 
         Args:
             part: The part.
             labels: [K, P] of its crystals.
-            note: Why, in one line.
         """
         rows = self.split.rows(part)
         counted = self.labels.clone()
-        counted[torch.from_numpy(rows)] = counted[torch.from_numpy(rows)].masked_fill(torch.from_numpy(labels), torch.nan)
+        counted[torch.from_numpy(rows)] = counted[torch.from_numpy(rows)].masked_fill(
+            torch.from_numpy(labels), torch.nan
+        )
         self._labels = counted
-        kept = {part: rows[self.labelled[rows].any(axis=1)]}
-        self._split = replace(self.split, notes=[*self.split.notes, note], **kept)
+        kept: dict[str, Any] = {part: rows[self.labelled[rows].any(axis=1)]}
+        self._split = replace(self.split, **kept)
 
     def train_dataloader(self) -> DataLoader[CrystalBatch] | RehearsingLoader:
         """Shuffled batches of the training part."""

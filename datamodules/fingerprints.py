@@ -86,8 +86,8 @@ class Seen:
         merged = np.zeros((len(keys), len(names)), dtype=bool)
         np.logical_or.at(merged, place.reshape(-1), labels)
         complete = all(part.complete for part in parts)
-        columns = (np.ascontiguousarray(keys[name]) for name, _ in dtype)
-        return cls(names, *columns, merged, complete)
+        formula, group, volume = (np.ascontiguousarray(keys[name]) for name, _ in dtype)
+        return cls(names, formula, group, volume, merged, complete)
 
     def __len__(self) -> int:
         return len(self.formula)
@@ -117,16 +117,18 @@ class Seen:
         """
         names = tuple(name.removeprefix(_LABELS) for name in arrays if name.startswith(_LABELS))
         try:
-            columns = [arrays[name] for name in ("formula", "space_group", "log_volume")]
+            formula, group, volume = (arrays[name] for name in ("formula", "space_group", "log_volume"))
             complete = bool(arrays["complete"][0])
         except (KeyError, IndexError) as error:
             raise ValueError(f"no {error} among the fingerprints") from error
-        count = len(columns[0])
+        count = len(formula)
         packed = [arrays[_LABELS + name] for name in names]
-        if {len(column) for column in columns} != {count} or any(len(bits) != (count + 7) // 8 for bits in packed):
+        if not len(group) == len(volume) == count or any(len(bits) != (count + 7) // 8 for bits in packed):
             raise ValueError("fingerprints of different lengths")
-        labels = [np.unpackbits(bits, count=count).astype(bool) for bits in packed]
-        return cls(names, *columns, np.stack(labels, axis=1) if labels else np.zeros((count, 0), dtype=bool), complete)
+        labels = np.zeros((count, len(names)), dtype=bool)
+        for place, bits in enumerate(packed):
+            labels[:, place] = np.unpackbits(bits, count=count)
+        return cls(names, formula, group, volume, labels, complete)
 
     def look_up(self, store: CrystalStore, rows: Rows) -> tuple[Flags, Flags]:
         """Which crystals of a store are among these, and with which labels.
@@ -165,4 +167,5 @@ def _log_volumes(store: CrystalStore, rows: Rows) -> npt.NDArray[np.int16]:
     volumes = np.abs(np.linalg.det(store.lattices[rows])) / np.diff(store.ptr)[rows]
     limits = np.iinfo(np.int16)
     steps = np.round((np.log(np.maximum(volumes, 1e-9)) - _CENTRE) / _STEP)
-    return np.clip(steps, limits.min, limits.max).astype(np.int16)
+    clipped: npt.NDArray[np.int16] = np.clip(steps, limits.min, limits.max).astype(np.int16)
+    return clipped

@@ -5,7 +5,8 @@ what the same calculation gives beside it and is nearly determined by it: an ela
 phonon density of states its last peak, a total dielectric constant is the electronic one and the ions' part. Computed
 and measured values of a quantity are two quantities; values of different functionals are one.
 
-The names are those of Materials Project, JARVIS, Matbench, matminer, and the short ones of Devi, Butler & Gautam (2024).
+The names are those of Materials Project, JARVIS, Matbench and matminer, and the short ones of Devi, Butler & Gautam
+(2024).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _GROUPS: dict[str, str] = {
 }
 
 _MEMBERS = {name: quantity for quantity, names in _GROUPS.items() for name in names.split()}
-_UNIT = re.compile(r"(?<!log10)(?<!log)(?<!ln)\s+\([^()]*\)$")
+_UNIT = re.compile(r"(?<!log10)(?<!log)(?<!ln)\s+\((?:[^()]|\([^()]*\))*\)$")
 _BEFORE = re.compile(r"^(matbench_)?((log10|log|ln)_)?(?=.)")
 
 

@@ -57,6 +57,14 @@ def test_what_tests_never_trains_and_what_trains_never_validates(tmp_path: Path)
     assert "2 of 10 listed crystals left out" in split.notes[0]
 
 
+@pytest.mark.parametrize("shared", [31, "31"])
+def test_an_id_in_both_lists_is_refused(tmp_path: Path, shared: Any) -> None:
+    file = write(tmp_path / "gap.json", {"test": ["31", "32"], "trial1": {"4": [1, 2, shared, 4], "2": [1, 2]}})
+    with pytest.raises(InputError, match=r"gap\.json: 1 ids of trial1, size 4, stand in the test list too.*'31'"):
+        split_from_lists(file, "trial1", 4, IDS, EVERY)
+    assert len(split_from_lists(file, "trial1", 2, IDS, EVERY).test) == 2  # the other list is sound
+
+
 def test_rows_without_the_label_are_left_out_and_counted(lists: Path) -> None:
     labelled = EVERY.copy()
     labelled[[30, json.loads(lists.read_text())["trial1"]["10"][0]]] = False

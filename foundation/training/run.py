@@ -280,6 +280,7 @@ def _silence_lightning() -> None:
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*GPU available but not used.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
         ".*Trying to infer the `batch_size`.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
