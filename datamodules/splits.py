@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def split_from_lists(
     """The split that a file of id lists gives: ``{"test": [...], "trial1": {"100": [...]}}``.
 
     The list keeps its order; its last part validates, so the size includes the validation crystals. Where the
-    test list is empty, ``test_proxy`` stands in. Where two ids, one in the test list and one in the training list,
-    turn out to be the same crystal, it tests and does not train.
+    test list is empty, ``test_proxy`` stands in. A crystal whose twin stands in the test list tests and does not
+    train. A file with one list that trains, ``{"train": [...], "test": [...]}``, has the one trial "train".
 
     Args:
         file: JSON file; its stem names the source whose ids it lists, where the store has such a source.
@@ -64,25 +64,13 @@ def split_from_lists(
         val_share: Share of the list that validates; 0 for none.
 
     Raises:
-        InputError: For a missing file, trial, size or id, or an id that stands in both lists.
+        InputError: For a missing file, trial, size or id, or one id in both lists.
     """
     lists = read_lists(file)
-    if not isinstance(lists.get(trial), dict):
-        trials = ", ".join(sorted(key for key, value in lists.items() if isinstance(value, dict)))
-        raise InputError(f"{file}: no trial {trial!r}; it has {trials}")
-    sizes = {int(size): ids for size, ids in lists[trial].items() if str(size).isdigit()}
-    size = max(sizes) if train_size is None else train_size
-    if size not in sizes:
-        raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {', '.join(map(str, sorted(sizes)))}")
-    both = sorted(set(map(str, test_ids(lists))) & set(map(str, sizes[size])))
-    if both:
-        raise InputError(
-            f"{file}: {len(both)} ids of {trial}, size {size}, stand in the test list too, the first is {both[0]!r}; "
-            "take them out of one of the two"
-        )
+    ids = training_ids(file, lists, trial, train_size)
     row_of = _rows_by_id(source_ids, file.stem)
     test = np.unique(_look_up(test_ids(lists), row_of, file, "test"))
-    listed = _look_up(sizes[size], row_of, file, trial)
+    listed = _look_up(ids, row_of, file, trial)
     num_val = max(1, round(len(listed) * val_share)) if len(listed) > 1 and val_share > 0 else 0
     num_fit = len(listed) - num_val
     seen: set[int] = set(test.tolist())
@@ -99,7 +87,8 @@ def split_from_lists(
         train=np.array(parts[0], dtype=np.int64),
         val=np.array(parts[1], dtype=np.int64),
         test=test[labelled[test]],
-        how=f"lists of {file.name}: {trial}, size {size}, {f'the last {num_val} validate' if num_val else 'all train'}",
+        how=f"lists of {file.name}: {trial}, size {len(ids)}, "
+        f"{f'the last {num_val} validate' if num_val else 'all train'}",
         notes=notes if dropped else [],
     )
 
@@ -161,7 +150,58 @@ def read_lists(file: Path) -> dict[str, Any]:
     return lists
 
 
-def test_ids(lists: dict[str, Any]) -> list[Any]:
+def trials_of(lists: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The trials of a file of id lists: name -> its sizes, ascending; one list "train" has one size, its length."""
+    trials: dict[str, list[int]] = {}
+    for name, given in lists.items():
+        if isinstance(given, dict) and (sizes := sorted(int(size) for size in given if str(size).isdigit())):
+            trials[name] = sizes
+    if isinstance(lists.get("train"), list):
+        trials["train"] = [len(lists["train"])]
+    return trials
+
+
+def training_ids(file: Path, lists: Mapping[str, Any], trial: str, size: int | None = None) -> list[Any]:
+    """The ids that fit and validate in one trial.
+
+    Args:
+        file: Where the lists come from, for messages.
+        lists: What ``read_lists`` gave.
+        trial: Name of the trial.
+        size: Which of its sizes; None takes the largest. The trial "train" is one list in a shuffled order that is
+            always the same, and every size is a beginning of it.
+
+    Raises:
+        InputError: If there is no such trial or size, or an id tests as well.
+    """
+    trials = trials_of(lists)
+    if trial not in trials:
+        raise InputError(f"{file}: no trial {trial!r}; it has {', '.join(sorted(trials)) or 'none'}")
+    size = trials[trial][-1] if size is None else size
+    given = lists[trial]
+    if isinstance(given, list):
+        if not 0 < size <= len(given):
+            raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {len(given)} and any fewer")
+        # Shuffled at full length too: the end of the list validates, and it may be sorted.
+        ids = [given[index] for index in np.random.default_rng(0).permutation(len(given))[:size]]
+    else:
+        if size not in trials[trial]:
+            raise InputError(f"{file}: {trial} has no list of {size} crystals; it has {_listed(trials[trial])}")
+        ids = list(next(ids for key, ids in given.items() if str(key).isdigit() and int(key) == size))
+    both = sorted(set(map(str, test_ids(lists))) & set(map(str, ids)))
+    if both:
+        raise InputError(
+            f"{file}: {len(both)} ids of {trial}, size {size}, stand in the test list too, the first is {both[0]!r}; "
+            "take them out of one of the two"
+        )
+    return ids
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def test_ids(lists: Mapping[str, Any]) -> list[Any]:
     """The ids that test: ``test``, or ``test_proxy`` where that is empty."""
     return list(lists.get("test") or lists.get("test_proxy") or [])
 

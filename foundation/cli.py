@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "import sources into a store, show what a store holds",
     "pretrain": "train an encoder jointly on many properties",
     "adapt": "adapt a pretrained encoder to a property with few labels",
+    "study": "a grid of sources, strategies, sizes and trials over a folder of targets",
     "evaluate": "metrics of a checkpoint on a part of a store",
     "predict": "predict files, folders or a store",
     "rank": "order checkpoints by how well they suit a property, without fine-tuning",

@@ -68,11 +68,13 @@ def check_leakage(
     if report["manifest"] == "unknown":
         return report
     sightings: Sightings = {part: seen.look_up(data.store, data.split.rows(part)) for part in parts}
+    lines: list[str] = []
     for name in data.names:
         found = report["properties"][name] = _count(name, data, seen, sightings)
-        for line in _lines(name, found):
-            say(line)
-    _act(data, seen, {part: sightings[part] for part in parts if part in judging}, report, say)
+        lines += _lines(name, found)
+    lines += _act(data, seen, {part: sightings[part] for part in parts if part in judging}, report)
+    for line in lines:
+        say(line)
     return report
 
 
@@ -133,14 +135,15 @@ def _lines(name: str, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _act(data: CrystalDataModule, seen: Seen, judging: Sightings, report: dict[str, Any], say: Say) -> None:
+def _act(data: CrystalDataModule, seen: Seen, judging: Sightings, report: dict[str, Any]) -> list[str]:
+    """Do what is to be done about leaks, and return the lines that tell it."""
     same = np.stack([_same(name, seen) for name in data.names], axis=1)  # [P seen, P]
     leaked = {
         part: (by_formula @ same) & data.labelled[data.split.rows(part)] for part, (_, by_formula) in judging.items()
     }
     counts = {part: int(labels.sum()) for part, labels in leaked.items() if labels.any()}
     if not counts:
-        return
+        return []
     what = f"{' and '.join(f'{count} {part}' for part, count in counts.items())} labels"
     if report["mode"] == "error":
         raise InputError(
@@ -148,19 +151,20 @@ def _act(data: CrystalDataModule, seen: Seen, judging: Sightings, report: dict[s
             "checkpoint or split, or --leakage exclude"
         )
     if report["mode"] == "warn":
-        say(f"warning: leakage: the encoder has seen {what}, so errors look smaller than they are; --leakage exclude")
-        return
+        return [
+            f"warning: leakage: the encoder has seen {what}, so errors look smaller than they are; --leakage exclude"
+        ]
     report["left_out"] = counts
     note = f"left out {what} that {report['encoder']} has seen, of the crystal or its formula"
     for part in counts:
         data.discount(part, leaked[part])
     data.split.notes.append(note)
-    say(f"leakage: {note}")
     last = list(judging)[-1]
     if last in counts and not len(data.split.rows(last)):
         raise InputError(
             f"--leakage exclude: {report['encoder']} has seen every {last} label, nothing is left to judge by"
         )
+    return [f"leakage: {note}"]
 
 
 def _same(name: str, seen: Seen) -> Flags:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-pytest.register_assert_rewrite("testing", "suites")
+pytest.register_assert_rewrite("testing", "suites", "studies")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,3 +70,11 @@ def tiny_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     words = ["pretrain", "--data.store", str(tiny_store), "--data.properties", "formation_energy_per_atom,band_gap"]
     assert main([*words, *TINY, *QUIET, "--trainer.max_epochs", "2", "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny folder of targets with lists of ids, and files to pretrain on beside it."""
+    from studies import write_folder
+
+    return write_folder(tmp_path_factory.mktemp("data"))

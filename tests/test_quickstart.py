@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +16,6 @@ from datamodules.store import CrystalStore
 from foundation.commands import adapt, pretrain
 from foundation.commands import quickstart as command
 from foundation.quickstart import alloys
-from foundation.quickstart.baselines import ridge
 from foundation.quickstart.models import STRATEGIES, Settings, Training
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, prepare
 from foundation.quickstart.run import claim, run
@@ -175,11 +173,3 @@ def test_a_mistake_is_one_line(words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         command.main(words)
     assert "\n" not in str(caught.value)
-
-
-def test_ridge_finds_a_line() -> None:
-    random = np.random.default_rng(0)
-    fractions = random.dirichlet(np.ones(4), size=60)
-    slopes = np.array([10.0, -5.0, 30.0, 2.0])
-    predicted = ridge(fractions[:50], fractions[:50] @ slopes, fractions[50:])
-    np.testing.assert_allclose(predicted, fractions[50:] @ slopes, atol=0.05)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("pretrain", "adapt")
+COMMANDS = ("pretrain", "adapt")  # of one run
+EVERY = (*COMMANDS, "study")
 DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "time", "output", "open-mode")
 
 
@@ -36,22 +37,22 @@ def launched(command: str, tmp_path: Path, *arguments: str, **job: str) -> list[
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EVERY)
 def test_bash_accepts_it(command: str) -> None:
     subprocess.run(["bash", "-n", str(script(command))], check=True, timeout=30)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EVERY)
 def test_directives(command: str) -> None:
     found = directives(command)
     assert set(DIRECTIVES) <= set(found)
     assert found["job-name"] == command
     assert found["open-mode"] == "append"
-    assert found["output"] == "slurm-%x-%j.out"
+    assert found["output"] == ("slurm-%x-%A_%a.out" if command == "study" else "slurm-%x-%j.out")
     assert (found["nodes"], found["ntasks-per-node"]) == ("1", "1")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EVERY)
 def test_every_directive_precedes_the_first_command(command: str) -> None:
     lines = script(command).read_text(encoding="utf-8").splitlines()
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
@@ -70,3 +71,8 @@ def test_devices_and_nodes_come_from_the_job(command: str, tmp_path: Path) -> No
     got = launched(command, tmp_path, "--data.store", "s", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="4")
     shape = ["--trainer.num_nodes", "2", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
     assert got == ["foundation", command, *shape, "--data.store", "s"]
+
+
+def test_a_task_of_an_array_runs_the_study_as_it_is(tmp_path: Path) -> None:
+    got = launched("study", tmp_path, "--out", "a folder", SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_TASK_COUNT="4")
+    assert got == ["foundation", "study", "--out", "a folder"]

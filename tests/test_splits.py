@@ -15,7 +15,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
-from datamodules.splits import Split, split_by_formula, split_from_lists
+from datamodules.splits import Split, split_by_formula, split_from_lists, training_ids, trials_of
 from datamodules.store import CrystalStore
 
 IDS = [[f"gap:{row}"] for row in range(40)]
@@ -55,14 +55,6 @@ def test_what_tests_never_trains_and_what_trains_never_validates(tmp_path: Path)
     assert split.train.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
     assert (split.val.tolist(), split.test.tolist()) == ([], [1, 32])
     assert "2 of 10 listed crystals left out" in split.notes[0]
-
-
-@pytest.mark.parametrize("shared", [31, "31"])
-def test_an_id_in_both_lists_is_refused(tmp_path: Path, shared: Any) -> None:
-    file = write(tmp_path / "gap.json", {"test": ["31", "32"], "trial1": {"4": [1, 2, shared, 4], "2": [1, 2]}})
-    with pytest.raises(InputError, match=r"gap\.json: 1 ids of trial1, size 4, stand in the test list too.*'31'"):
-        split_from_lists(file, "trial1", 4, IDS, EVERY)
-    assert len(split_from_lists(file, "trial1", 2, IDS, EVERY).test) == 2  # the other list is sound
 
 
 def test_rows_without_the_label_are_left_out_and_counted(lists: Path) -> None:
@@ -107,6 +99,36 @@ def test_what_the_lists_do_not_have(lists: Path, trial: str, size: int, message:
 def test_lists_that_do_not_fit(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         split_from_lists(write(tmp_path / "gap.json", content), "trial1", 2, IDS, EVERY)
+
+
+def test_an_id_that_tests_and_trains_is_refused(tmp_path: Path) -> None:
+    content = {"test": ["31", "32"], "trial1": {"3": [1, 32, 31]}, "trial2": {"2": [1, 2]}}
+    file = write(tmp_path / "gap.json", content)
+    with pytest.raises(InputError, match=r"gap\.json: 2 ids of trial1, size 3, stand in the test list too, .*'31'"):
+        split_from_lists(file, "trial1", 3, IDS, EVERY)
+    assert len(split_from_lists(file, "trial2", 2, IDS, EVERY).train) == 1  # what is not used does no harm
+
+
+def test_one_list_that_trains_is_a_trial_of_every_smaller_size(tmp_path: Path) -> None:
+    file = write(tmp_path / "gap.json", {"train": list(range(30)), "test": list(range(30, 40))})
+    lists = json.loads(file.read_text())
+    whole = split_from_lists(file, "train", None, IDS, EVERY)
+    assert (len(whole.train), len(whole.val), len(whole.test)) == (27, 3, 10)
+    assert sorted([*whole.train, *whole.val]) == list(range(30))
+    assert sorted(whole.val) != [27, 28, 29]  # a sorted list does not validate on its end
+    ten = training_ids(file, lists, "train", 10)
+    assert ten == training_ids(file, lists, "train", 20)[:10] == training_ids(file, lists, "train")[:10]
+    assert sorted(ten) != list(range(10))
+    assert split_from_lists(file, "train", 10, IDS, EVERY).how.startswith("lists of gap.json: train, size 10")
+    for size in (0, 31):
+        with pytest.raises(InputError, match=f"no list of {size} crystals; it has 30 and any fewer"):
+            training_ids(file, lists, "train", size)
+
+
+def test_trials_are_lists_by_size_and_nothing_else() -> None:
+    lists = {"test": [1], "hp_tune": [2, 3], "variant": {"trial2": {"5": [4]}}, "b": {"20": [5], "3": [6]}}
+    assert trials_of(lists) == {"b": [3, 20]}
+    assert trials_of({"test": [1], "train": [2, 3]}) == {"train": [2]}
 
 
 def parts(split: Split) -> dict[str, set[int]]:

@@ -51,11 +51,11 @@ def main(words: Sequence[str]) -> int:
         raise InputError(
             f"store {args.store} has no label that {args.checkpoint} predicts: {', '.join(ensemble.names)}"
         )
-    if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
-        say("warning: not the store this model was trained on, so this split is a new one")
     data.choose(known, ensemble.recipe)
     parts: list[Part] = ["train", "val", "test"] if args.split == "all" else [args.split]
     leakage = check_leakage(data, checkpoints, args.leakage, say, parts, judging=parts)
+    if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
+        say("warning: not the store this model was trained on, so this split is a new one")
     results, pairs = evaluate(ensemble, data, args.split)
     out = Path(args.out) if args.out else _folder(Path(args.checkpoint), args.split)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,12 @@ def element_descriptors() -> Tensor:
     """Standardised descriptors of the elements from pymatgen's periodic table.
 
     An element that pretraining never saw still has its row here, so it is described by what it shares with
-    its neighbours in the periodic table. Values that pymatgen does not have take the mean over the elements.
+    its neighbours in the periodic table.
 
     Returns:
         [NUM_ELEMENTS + 1, D] float32, row z for atomic number z.
     """
-    table = _complete_table(_row)
+    table = np.stack(list(element_properties().values()), axis=1)
     table = (table - table.mean(axis=0)) / (table.std(axis=0) + 1e-9)
     return torch.tensor(np.vstack([np.zeros(table.shape[1]), table]), dtype=torch.float32)
 
@@ -38,43 +37,49 @@ def element_radii() -> Tensor:
     Returns:
         [NUM_ELEMENTS + 1] float32 in Angstrom, entry z for atomic number z.
     """
-    radii = _complete_table(lambda element: [_number(element.atomic_radius)])[:, 0]
+    radii = element_properties()["atomic radius"]
     return torch.tensor([radii.mean(), *radii], dtype=torch.float32)
 
 
-def _complete_table(row: Callable[[Element], list[float]]) -> npt.NDArray[np.float64]:
-    """A row per element, H first; a value that pymatgen does not have takes the mean over the elements."""
+def element_properties() -> dict[str, npt.NDArray[np.float64]]:
+    """The elements' properties by name, in pymatgen's units; a value it does not have takes the mean over the elements.
+
+    Returns:
+        Name -> [NUM_ELEMENTS], H first.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns for every value it does not have
-        table = np.array([row(Element.from_Z(z)) for z in range(1, NUM_ELEMENTS + 1)])
-    return np.where(np.isnan(table), np.nanmean(table, axis=0), table)
+        rows = [_properties(Element.from_Z(z)) for z in range(1, NUM_ELEMENTS + 1)]
+    table = np.array([list(row.values()) for row in rows])
+    table = np.where(np.isnan(table), np.nanmean(table, axis=0), table)
+    return dict(zip(rows[0], table.T, strict=True))
 
 
-def _row(element: Element) -> list[float]:
+def _properties(element: Element) -> dict[str, float]:
     outer = dict.fromkeys(_SHELLS, 0.0)
     for _, shell, electrons in element.full_electronic_structure[-4:]:
         outer[shell] = float(electrons)
     oxidation = element.common_oxidation_states or (math.nan,)
-    return [
-        _number(element.X),
-        float(element.row),
-        float(element.group),
-        math.log(element.atomic_mass),
-        _number(element.atomic_radius),
-        _number(element.average_ionic_radius),
-        _number(element.van_der_waals_radius),
-        _number(element.mendeleev_no),
-        _number(element.ionization_energy),
-        _number(element.electron_affinity),
-        _logarithm(element.melting_point),
-        _number(element.molar_volume),
-        _logarithm(element.thermal_conductivity),
-        float(max(oxidation)),
-        float(min(oxidation)),
-        *outer.values(),
-        *(float(element.block == block) for block in _SHELLS),
-        *(float(element.group == group) for group in range(1, _NUM_GROUPS + 1)),
-    ]
+    return {
+        "electronegativity": _number(element.X),
+        "period": float(element.row),
+        "group": float(element.group),
+        "log mass": math.log(element.atomic_mass),
+        "atomic radius": _number(element.atomic_radius),
+        "ionic radius": _number(element.average_ionic_radius),
+        "van der Waals radius": _number(element.van_der_waals_radius),
+        "Mendeleev number": _number(element.mendeleev_no),
+        "ionization energy": _number(element.ionization_energy),
+        "electron affinity": _number(element.electron_affinity),
+        "log melting point": _logarithm(element.melting_point),
+        "molar volume": _number(element.molar_volume),
+        "log thermal conductivity": _logarithm(element.thermal_conductivity),
+        "highest oxidation state": float(max(oxidation)),
+        "lowest oxidation state": float(min(oxidation)),
+        **{f"{shell} electrons": electrons for shell, electrons in outer.items()},
+        **{f"{block} block": float(element.block == block) for block in _SHELLS},
+        **{f"group {group}": float(element.group == group) for group in range(1, _NUM_GROUPS + 1)},
+    }
 
 
 def _number(value: object) -> float:
