@@ -29,6 +29,7 @@ from datamodules.splits import Split, split_by_formula, split_from_lists
 from datamodules.store import CrystalStore
 
 Rows = npt.NDArray[np.int64]
+Part = Literal["train", "val", "test"]
 
 
 class CrystalDataModule(lightning.LightningDataModule):
@@ -156,11 +157,33 @@ class CrystalDataModule(lightning.LightningDataModule):
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")
         self._split = replace(self.split, train=self.split.train[kept])
 
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """[M, P] where there is a label."""
+        known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()
+        return known
+
+    def discount(self, part: Part, labels: npt.NDArray[np.bool_]) -> None:
+        """Say which labels of a part do not count; a crystal without any other leaves the part.
+
+        Args:
+            part: The part.
+            labels: [K, P] of its crystals.
+        """
+        rows = self.split.rows(part)
+        counted = self.labels.clone()
+        counted[torch.from_numpy(rows)] = counted[torch.from_numpy(rows)].masked_fill(
+            torch.from_numpy(labels), torch.nan
+        )
+        self._labels = counted
+        kept: dict[str, Any] = {part: rows[self.labelled[rows].any(axis=1)]}
+        self._split = replace(self.split, **kept)
+
     def train_dataloader(self) -> DataLoader[CrystalBatch] | RehearsingLoader:
         """Shuffled batches of the training part."""
         weights = None
         if self.temperature is not None:
-            weights = temperature_weights(self._labelled()[self.split.train], self.temperature)
+            weights = temperature_weights(self.labelled[self.split.train], self.temperature)
         loader = self._loader(self.split.train, shuffle=True, weights=weights)
         return loader if self.rehearsal is None else self.rehearsal.among(loader)
 
@@ -189,10 +212,6 @@ class CrystalDataModule(lightning.LightningDataModule):
         known = self.known if self.known is not None and self.known.covers(rows) else None
         return make_loader(self.graphs, self.labels, sampler, known)
 
-    def _labelled(self) -> npt.NDArray[np.bool_]:
-        known: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).numpy()
-        return known
-
     def _read_labels(self) -> npt.NDArray[np.float64]:
         columns = []
         for name in self.names:
@@ -204,7 +223,7 @@ class CrystalDataModule(lightning.LightningDataModule):
 
     def _make_split(self) -> Split:
         config = self.config
-        labelled: npt.NDArray[np.bool_] = np.any(self._labelled(), axis=1)
+        labelled: npt.NDArray[np.bool_] = np.any(self.labelled, axis=1)
         if config["splits"] is not None:
             split = split_from_lists(
                 Path(config["splits"]),

@@ -35,7 +35,7 @@ def cached_graphs(store: CrystalStore, recipe: NeighborRecipe) -> GraphArrays:
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     place = store.path / "graphs" / name
     if not place.is_dir():
-        if not _writable(place.parent):
+        if not is_writable(place.parent):
             place = Path(tempfile.gettempdir()) / f"foundation-graphs-{os.getuid()}" / name
         if not place.is_dir():
             _write_cache(place, store, recipe)
@@ -49,7 +49,8 @@ def cached_graphs(store: CrystalStore, recipe: NeighborRecipe) -> GraphArrays:
     )
 
 
-def _writable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
+    """Whether a cache can be written here; the folder is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

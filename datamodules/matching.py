@@ -76,7 +76,7 @@ def group_same(
         by_formula.setdefault(formula, []).append(index)
     candidates = [run for members in by_formula.values() for run in _runs(members, volumes) if len(run) > 1]
     needed = sorted(index for run in candidates for index in run)
-    spaces = dict(zip(needed, _space_groups([crystals[i] for i in needed], workers), strict=True))
+    spaces = dict(zip(needed, space_groups([crystals[i] for i in needed], workers), strict=True))
     leader = np.arange(len(crystals))
     for run in candidates:
         for space in {spaces[index] for index in run} - {0}:
@@ -98,7 +98,8 @@ def _runs(members: list[int], volumes: npt.NDArray[np.float64]) -> Iterator[list
         yield run
 
 
-def _space_groups(crystals: list[Crystal], workers: int) -> list[int]:
+def space_groups(crystals: Sequence[Crystal], workers: int = 1) -> list[int]:
+    """The space group of each crystal; of many crystals by several processes."""
     bar: dict[str, Any] = {"desc": "space groups", "total": len(crystals), "unit": " crystals", "disable": None}
     if workers < 2 or len(crystals) < _PARALLEL_FROM:
         return list(tqdm(map(space_group, crystals), **bar))

@@ -93,6 +93,7 @@ class Adaptation:
             kept_heads = [head for head in self.spec.heads if head != name or self.strategy.keeps_head]
             lines += transfer_heads(module.heads, self.pretrained, kept_heads)
             source = {"path": str(self.pretrained.path), "data": self.pretrained.card["data"]}
+            module.seen = self.pretrained.seen
         else:
             lines = ["new: the whole encoder"]
         if name not in kept_heads:

@@ -1,8 +1,8 @@
 """Models on disk: what a checkpoint carries, loading without running code from it, and transfer.
 
-Two forms are read: Lightning's ``.ckpt`` as training writes it, and a folder of ``model.safetensors`` and
-``card.json``, in which a finished encoder is shared. Both carry a card: format, architecture, optimization,
-what the model was trained on, and versions.
+Two forms are read: Lightning's ``.ckpt`` as training writes it, and a folder of ``model.safetensors``, ``card.json``
+and ``seen.safetensors``, in which a finished encoder is shared. Both carry a card: format, architecture, optimization,
+what the model was trained on, and versions; and fingerprints of the labelled crystals it has seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
+from datamodules.fingerprints import Seen
 from foundation.files import write_json
+from foundation.manifest import read_seen, save_seen, unknown
 from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
@@ -33,6 +35,8 @@ from foundation.training.spec import ModelSpec
 FORMAT = "crystal-foundation"
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parent / "pretrained"
+
+_Content = tuple[dict[str, Any], dict[str, Tensor], Seen]  # card, weights, fingerprints
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class Checkpoint:
         path: Where it was read.
         card: What it says of itself.
         weights: State of the ``MultiTaskModule``.
+        seen: The labelled crystals that it and the checkpoints before it have seen.
     """
 
     path: Path
     card: dict[str, Any]
     weights: dict[str, Tensor]
+    seen: Seen = field(default_factory=unknown)
 
     @property
     def spec(self) -> ModelSpec:
@@ -67,7 +73,7 @@ class Checkpoint:
             InputError: If weights and architecture do not fit each other.
         """
         module = build_module(self.spec, Optimization(**self.card["optimization"]), rates=self.card["rates"])
-        module.card = self.card
+        module.card, module.seen = self.card, self.seen
         own = {name: tensor for name, tensor in self.weights.items() if not name.startswith("weighting.")}
         missing, unexpected = module.load_state_dict(own, strict=False)
         if missing or unexpected:
@@ -153,7 +159,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: If it is torn, or made by another program or a later format version.
     """
-    card, weights = _read_folder(path) if path.is_dir() else _read_file(path)
+    card, weights, seen = _read_folder(path) if path.is_dir() else _read_file(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise InputError(f"{path}: a checkpoint of another project (it carries no card of ours)")
     if card.get("format_version") != FORMAT_VERSION:
@@ -161,7 +167,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint format {card.get('format_version')}, this program reads {FORMAT_VERSION}; "
             "use the program's version that made it"
         )
-    return Checkpoint(path, card, _merged(weights))
+    return Checkpoint(path, card, _merged(weights), seen)
 
 
 def find_resumable(path: str, spec: ModelSpec) -> str:
@@ -185,7 +191,7 @@ def find_resumable(path: str, spec: ModelSpec) -> str:
 
 
 def save_folder(folder: Path, module: MultiTaskModule) -> None:
-    """Write a finished model as ``model.safetensors`` and ``card.json``."""
+    """Write a finished model as ``model.safetensors``, ``card.json`` and ``seen.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous()
@@ -194,6 +200,7 @@ def save_folder(folder: Path, module: MultiTaskModule) -> None:
     }
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+    save_seen(folder, module.seen)
     write_json(folder / "card.json", module.card)
 
 
@@ -264,7 +271,7 @@ def _merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_file(path: Path) -> _Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -273,12 +280,17 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path}: not a checkpoint, or torn: {(str(error) or 'empty').splitlines()[0]}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: a checkpoint of another project (it has no state_dict)")
-    return content.get("foundation", {}), content["state_dict"]
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in content.get("seen", {}).items()}
+        seen = Seen.from_arrays(arrays) if arrays else unknown()
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{path}: torn: {error}") from error
+    return content.get("foundation", {}), content["state_dict"], seen
 
 
-def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_folder(path: Path) -> _Content:
     try:
         card = json.loads((path / "card.json").read_text())
-        return card, load_file(path / "model.safetensors")
+        return card, load_file(path / "model.safetensors"), read_seen(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: torn: {str(error).splitlines()[0]}") from error

@@ -72,6 +72,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "no such store": (lambda p: p.pretrain("--data.store", "nowhere"), "nowhere"),
     "no store given": (lambda p: ["pretrain", "--out", p.folder / "run"], "store"),
     "a folder that is no store": (lambda p: p.pretrain("--data.store", p.run), "tiny"),
+    "an id in both lists": (
+        lambda p: p.pretrain("--data.splits", p.file("ids.json", '{"test": ["c1"], "trial1": {"2": ["c0", "c1"]}}')),
+        "'c1'",
+    ),
     "no such lists": (lambda p: p.pretrain("--data.splits", "nowhere.json"), "nowhere.json"),
     "nothing to exclude": (lambda p: p.pretrain("--data.exclude", "nowhere.json"), "nowhere.json"),
     "unknown property": (lambda p: p.pretrain("--data.properties", "band_gap,bandgap"), "bandgap"),

@@ -23,6 +23,7 @@ from foundation.commands.strategies import StrategyMaker, strategy_of, strategy_
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
+from foundation.leakage import PARTS, Mode, check_leakage, record_leakage
 from foundation.process import is_distributed, is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.from_scratch import FromScratch
@@ -48,6 +49,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--budget", type=str | None, default=None, help="time for --strategy auto, such as 10m")
     made.add_class_arguments(AutoSettings, "auto")
     made.add_argument("--seeds", type=int, default=1, help="how many models; several are an ensemble")
+    made.add_argument("--leakage", type=Mode, default="warn", help="what to do where the encoder knows test labels")
     made.add_argument("--head", type=HeadMaker, help="class_path and init_args of the new head")
     made.add_class_arguments(EquivariantEncoder, "encoder")
     return made
@@ -75,6 +77,9 @@ def main(words: Sequence[str]) -> int:
     folder = claim_folder(config.out, name, config.resume, config.overwrite)
     resume = find_resumable(config.resume, adaptation.spec) if config.resume else None
     data.choose([config.property], adaptation.spec.build_encoder().recipe)
+    encoders = list(sources.values()) if strategy is None or strategy.starts_from_pretrained else []
+    # The search judges on folds of the training crystals.
+    leakage = check_leakage(data, encoders, config.leakage, say, judging=PARTS if auto else ("val", "test"))
     _introduce(data, config)
     recorded, verdict = plain(config), None
     if auto:
@@ -90,6 +95,7 @@ def main(words: Sequence[str]) -> int:
     metrics = (_adapt_ensemble if config.seeds > 1 else _adapt_once)(adaptation, data, run, config, recorded)
     if verdict is not None and metrics:
         write_json(folder / "metrics.json", {**metrics, "auto": verdict.as_dict()})
+    record_leakage(folder, leakage)
     return 0
 
 

@@ -17,6 +17,9 @@ def parser() -> OneLineParser:
     made.add_argument("--data.splits", dest="splits", help="id lists; by default as in training")
     made.add_argument("--data.trial", dest="trial", help="which trial of the lists")
     made.add_argument("--train-size", dest="train_size", type=int, help="which size of the trial")
+    made.add_argument(
+        "--leakage", default="warn", choices=("warn", "exclude", "error"), help="labels it was trained on"
+    )
     made.add_argument("--batch-size", dest="batch_size", type=int, default=64)
     made.add_argument("--out", help="folder for metrics.json and plots; by default runs/evaluate-NAME-SPLIT")
     return made
@@ -25,7 +28,7 @@ def parser() -> OneLineParser:
 def main(words: Sequence[str]) -> int:
     """Run the command."""
     args = parser().parse_args(words)
-    from datamodules.datamodule import CrystalDataModule
+    from datamodules.datamodule import CrystalDataModule, Part
     from datamodules.errors import InputError
     from foundation import plots
     from foundation.checkpoint import find_members, load_checkpoint
@@ -33,6 +36,7 @@ def main(words: Sequence[str]) -> int:
     from foundation.commands.report import print_metrics
     from foundation.files import write_json
     from foundation.inference import Ensemble, evaluate
+    from foundation.leakage import check_leakage
 
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
     trained = checkpoints[0].card["data"]
@@ -47,16 +51,21 @@ def main(words: Sequence[str]) -> int:
         raise InputError(
             f"store {args.store} has no label that {args.checkpoint} predicts: {', '.join(ensemble.names)}"
         )
-    if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
-        say(
-            "warning: not the store this model was trained on, so this split is a new one and may hold crystals it "
-            "was trained on"
-        )
     data.choose(known, ensemble.recipe)
+    parts: list[Part] = ["train", "val", "test"] if args.split == "all" else [args.split]
+    leakage = check_leakage(data, checkpoints, args.leakage, say, parts, judging=parts)
+    if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
+        say("warning: not the store this model was trained on, so this split is a new one")
     results, pairs = evaluate(ensemble, data, args.split)
     out = Path(args.out) if args.out else _folder(Path(args.checkpoint), args.split)
     out.mkdir(parents=True, exist_ok=True)
-    content = {"checkpoint": args.checkpoint, "store": args.store, "split": args.split, args.split: results}
+    content = {
+        "checkpoint": args.checkpoint,
+        "store": args.store,
+        "split": args.split,
+        args.split: results,
+        "leakage": leakage,
+    }
     write_json(out / "metrics.json", content)
     plots.parity(pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / "parity.png")
     print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}, {out}")

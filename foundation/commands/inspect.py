@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foundation.commands.parsing import OneLineParser
+
+if TYPE_CHECKING:
+    from datamodules.fingerprints import Seen
 
 
 def parser() -> OneLineParser:
@@ -55,6 +58,7 @@ def main(words: Sequence[str]) -> int:
     if checkpoint.card["pretrained"]:
         print(f"starting from {checkpoint.card['pretrained']['path']}, trained on")
         _print_data(checkpoint.card["pretrained"]["data"])
+    _print_seen(checkpoint.seen)
     numerics = checkpoint.card.get("numerics")
     if numerics:
         how = "compiled" if numerics["compiled"] else "eager"
@@ -65,6 +69,16 @@ def main(words: Sequence[str]) -> int:
 
 def _rate(rate: float) -> str:
     return "frozen" if rate == 0 else ("trains" if rate == 1 else f"trains at {rate:.3g} of the rate")
+
+
+def _print_seen(seen: Seen) -> None:
+    if len(seen):
+        counts = ", ".join(f"{name} {count:,}" for name, count in seen.counts.items())
+        print(f"fingerprints of {len(seen):,} crystals it has seen: {counts}")
+    if not seen.complete:
+        print(
+            f"what {'else ' if len(seen) else ''}it has seen is unknown: it, or what it started from, has no manifest"
+        )
 
 
 def _print_data(data: dict[str, Any]) -> None:

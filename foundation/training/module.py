@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
@@ -73,6 +74,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.val_metrics = _Metrics({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
         self.card: dict[str, Any] = {}
+        self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
 
     def train(self, mode: bool = True) -> MultiTaskModule:
         """Frozen parts stay in evaluation mode, so that nothing about them is random."""
@@ -173,6 +175,7 @@ class MultiTaskModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild, describe and trust the model."""
         checkpoint["foundation"] = self.card
+        checkpoint["seen"] = {name: torch.from_numpy(array) for name, array in self.seen.arrays().items()}
 
     def losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""

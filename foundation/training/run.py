@@ -25,6 +25,7 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
+from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.tracking import wandb_logger
@@ -143,6 +144,7 @@ def train(
         require_compiler()
     torch.set_float32_matmul_precision(settings.matmul_precision)
     folder = settings.folder
+    module.seen = with_data(module.seen, data)
     first = is_first_process()
     if first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -280,6 +282,7 @@ def _silence_lightning() -> None:
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*Experiment logs directory.*exists and is not empty.*",
         ".*GPU available but not used.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
         ".*Trying to infer the `batch_size`.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
