@@ -32,6 +32,7 @@ class CrystalBatch(Data):  # type: ignore[misc]
         z: [N] atomic numbers.
         batch: [N] crystal of each atom.
         num_atoms: [B] atoms per crystal.
+        volume: [B] of each crystal's cell, Angstrom^3, in double precision.
         edge_index: [2, E] sender and receiver, sorted by receiver.
         edge_vector: [E, 3] from receiver to sender's image, Angstrom.
         cutoff: [N] Angstrom.
@@ -120,6 +121,7 @@ class GraphArrays:
             z=torch.from_numpy(self.numbers.take(atoms).astype(np.int64)),
             batch=torch.from_numpy(np.repeat(np.arange(len(rows)), num_atoms)),
             num_atoms=torch.from_numpy(num_atoms),
+            volume=torch.from_numpy(np.abs(np.linalg.det(self.lattices[rows]))),
             row=torch.from_numpy(rows),
         )
         if labels is not None:

@@ -30,7 +30,7 @@ from foundation.manifest import read_seen, save_seen, unknown
 from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.spec import ModelSpec
+from foundation.training.spec import HeadSpec, ModelSpec
 
 FORMAT = "crystal-foundation"
 FORMAT_VERSION = 1
@@ -145,7 +145,7 @@ def find_members(path: str) -> list[Path]:
         place = SHIPPED / path
     if place.is_file() or (place / "card.json").is_file():
         return [place]
-    for pattern in ("checkpoints/last.ckpt", "seed*/checkpoints/last.ckpt"):
+    for pattern in ("checkpoints/last.ckpt", "seed*/checkpoints/last.ckpt", "fold*/checkpoints/last.ckpt"):
         members = sorted(place.glob(pattern))
         if members:
             return members
@@ -246,16 +246,32 @@ def transfer_heads(heads: nn.ModuleDict, checkpoint: Checkpoint, names: Sequence
 
 
 def replace_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Put other weights into a file that Lightning wrote; the rest of it, from which training resumes, stays.
+    """Put other weights into a file that Lightning wrote; the rest of it, from which training resumes, stays."""
+    _rewrite(path, {"state_dict": {name: tensor.detach().cpu() for name, tensor in weights.items()}})
 
-    The file is written whole or not at all, by the first process of a distributed run.
+
+def replace_head(path: Path, module: MultiTaskModule, head: HeadSpec) -> None:
+    """Make a trained module, one of whose heads is another now, the content of its card and file.
+
+    Args:
+        path: File that Lightning wrote for the module.
+        module: The module.
+        head: What the new head is made from.
     """
+    spec = module.card["spec"]
+    heads = {**spec["heads"], head.property.name: asdict(head)}
+    module.card = {**module.card, "spec": {**spec, "heads": heads}}
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    _rewrite(path, {"state_dict": state, "foundation": module.card})
+
+
+def _rewrite(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change entries of a checkpoint; written whole or not at all, by the first process of a distributed run."""
     if not is_first_process() or not path.is_file():
         return
     content = torch.load(path, map_location="cpu", weights_only=True)
-    content["state_dict"] = {name: weights[name].detach().cpu() for name in content["state_dict"]}
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=path.suffix, delete=False) as file:
-        torch.save(content, file)
+        torch.save({**content, **changes}, file)
     Path(file.name).replace(path)
 
 

@@ -82,7 +82,7 @@ def record_leakage(folder: Path, report: dict[str, Any]) -> None:
     """Put the report into every metrics.json of a run: its own, and those of the members of an ensemble."""
     if not is_first_process():
         return
-    for path in [*folder.glob("metrics.json"), *folder.glob("seed*/metrics.json")]:
+    for path in [*folder.glob("metrics.json"), *folder.glob("seed*/metrics.json"), *folder.glob("fold*/metrics.json")]:
         write_json(path, json.loads(path.read_text()) | {"leakage": report})
 
 

@@ -60,13 +60,14 @@ class Folds:
         return self.data.with_split(Split(train, none, self.rows[self.fold == fold], f"fold {fold} held out"))
 
 
-def cut(data: CrystalDataModule, count: int, seed: int) -> Folds:
+def cut(data: CrystalDataModule, count: int, seed: int, option: str = "--auto.folds") -> Folds:
     """Cut the labels that train and validate into folds, no reduced formula in two of them.
 
     Args:
         data: The data, one property chosen.
         count: How many folds.
         seed: Seed of the cut.
+        option: What says how many folds, for the message.
 
     Raises:
         InputError: If there are fewer labels or formulas than folds, or all labels are the same.
@@ -78,10 +79,12 @@ def cut(data: CrystalDataModule, count: int, seed: int) -> Folds:
     formulas = [data.store.formulas[row] for row in rows]
     if len(set(formulas)) < count:
         raise InputError(
-            f"--strategy auto: {len(rows)} labels of {len(set(formulas))} formulas are fewer than {count} folds; "
-            "give more labels, or --auto.folds"
+            f"{option} {count}: {len(rows)} labels of {len(set(formulas))} formulas are fewer than {count} folds; "
+            "give more labels or fewer folds"
         )
     check_varied(name, data)
+    if count < 2:
+        raise InputError(f"{option} {count}: give at least 2")
     fold = np.empty(len(rows), dtype=np.int64)
     splitter = GroupKFold(count, shuffle=True, random_state=seed)
     for number, (_, held) in enumerate(splitter.split(rows, groups=formulas)):

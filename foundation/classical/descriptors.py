@@ -44,7 +44,7 @@ def describe(data: CrystalDataModule, rows: npt.ArrayLike) -> pd.DataFrame:
     rows = np.asarray(rows, dtype=np.int64)
     starts = range(0, max(len(rows), 1), CHUNK)
     chunks = tqdm(starts, desc="descriptors", unit=f" x {CHUNK} crystals", disable=None, delay=2)
-    parts = [_describe(data, rows[start : start + CHUNK]) for start in chunks]
+    parts = [describe_batch(data.graphs.gather(rows[start : start + CHUNK]), data.recipe) for start in chunks]
     return pd.concat(parts).set_index(pd.Index(rows, name="row"))
 
 
@@ -64,15 +64,14 @@ def element_fractions(numbers: npt.NDArray[np.integer], ptr: Ints) -> Values:
     return np.asarray(table / np.maximum(counts, 1)[:, None], dtype=np.float64)
 
 
-def _describe(data: CrystalDataModule, rows: Ints) -> pd.DataFrame:
-    batch = data.graphs.gather(rows)
-    numbers, counts = batch.z.numpy(), batch.num_atoms.numpy()
+def describe_batch(batch: CrystalBatch, recipe: NeighborRecipe) -> pd.DataFrame:
+    """The same of the crystals of a batch on the CPU, its edges made by this recipe: [B, D]."""
+    numbers, counts, volume = batch.z.numpy(), batch.num_atoms.numpy(), batch.volume.numpy()
     ptr = np.concatenate([[0], np.cumsum(counts)])
-    volume = np.abs(np.linalg.det(data.graphs.lattices[rows]))
     fractions = element_fractions(numbers, ptr)
     atoms = dict(zip(_NAMES, _TABLE[numbers].T, strict=True))
     masses = np.exp(atoms["log mass"])
-    bonds, orientation = _bonds(batch, data.recipe)
+    bonds, orientation = _bonds(batch, recipe)
     columns = {
         "elements": (fractions > 0).sum(axis=1),
         "fractions, 2-norm": np.linalg.norm(fractions, ord=2, axis=1),

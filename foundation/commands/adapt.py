@@ -18,8 +18,9 @@ from foundation.auto.choose import choose
 from foundation.checkpoint import Checkpoint, find_members, find_resumable, load_checkpoint
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, run_settings, say, training_parser
 from foundation.commands.parsing import duration
-from foundation.commands.report import print_metrics
+from foundation.commands.report import number, print_metrics
 from foundation.commands.strategies import StrategyMaker, strategy_of, strategy_words
+from foundation.crossfit import crossfit
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
@@ -50,6 +51,13 @@ def parser() -> ArgumentParser:
     made.add_class_arguments(AutoSettings, "auto")
     made.add_argument("--seeds", type=int, default=1, help="how many models; several are an ensemble")
     made.add_argument("--leakage", type=Mode, default="warn", help="what to do where the encoder knows test labels")
+    made.add_argument(
+        "--folds",
+        type=int,
+        default=0,
+        help="train a model without each of so many folds; the labels left out say what to expect and how much weight "
+        "a forest on descriptors and the median get beside the models",
+    )
     made.add_argument("--head", type=HeadMaker, help="class_path and init_args of the new head")
     made.add_class_arguments(EquivariantEncoder, "encoder")
     return made
@@ -91,8 +99,9 @@ def main(words: Sequence[str]) -> int:
         recorded |= {"optimization": asdict(adaptation.optimization), "trainer": config.trainer.as_dict()}
     if config.overwrite and resume is None:
         clear_run(folder)
-    run = run_settings(config, folder, resume, name, runs=config.seeds)
-    metrics = (_adapt_ensemble if config.seeds > 1 else _adapt_once)(adaptation, data, run, config, recorded)
+    run = run_settings(config, folder, resume, name, runs=config.folds or config.seeds)
+    adapt = _adapt_folds if config.folds else _adapt_seeds if config.seeds > 1 else _adapt_once
+    metrics = adapt(adaptation, data, run, config, recorded)
     if verdict is not None and metrics:
         write_json(folder / "metrics.json", {**metrics, "auto": verdict.as_dict()})
     record_leakage(folder, leakage)
@@ -115,6 +124,8 @@ def _check(config: Namespace, auto: bool) -> None:
         raise InputError("--budget: only --strategy auto takes one; bound another by --trainer.max_time 00:00:10:00")
     if auto and (config.resume or is_distributed()):
         raise InputError("--strategy auto: searches in one process and is not resumed; run what it chose by name")
+    if config.folds and (auto or config.seeds > 1 or config.resume or is_distributed()):
+        raise InputError("--folds: does not go together with --strategy auto, --seeds, --resume or several processes")
 
 
 def _adapt_once(
@@ -136,7 +147,7 @@ def _train(
     return train(module, data, run, config.trainer.as_dict(), recorded, adaptation.strategy), module
 
 
-def _adapt_ensemble(
+def _adapt_seeds(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> dict[str, Any]:
     models, members = [], []
@@ -148,20 +159,56 @@ def _adapt_ensemble(
         members.append(results)
     if not is_first_process():
         return {}
+    for place, result in enumerate(members):
+        print_metrics(result["test"], f"test crystals, seed {config.seed + place}")
+    return _conclude(models, members, data, run, config, recorded, {})
+
+
+def _adapt_folds(
+    adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
+) -> dict[str, Any]:
+    compiled = run.compile
+
+    def train_fold(part: CrystalDataModule, fold: int) -> tuple[MultiTaskModule, dict[str, Any]]:
+        nonlocal compiled
+        member = replace(run, folder=run.folder / f"fold{fold}", seed=config.seed + fold, compile=compiled)
+        results, module = _train(adaptation, part, member, config, recorded)
+        compiled = module.card["numerics"]["compiled"]  # chosen once, for all of them
+        return module, results
+
+    made = crossfit(data, config.folds, config.seed, run.folder, train_fold)
+    unit = data.property_of(config.property).unit
+    told = ", ".join(f"{name} {number(error)}" for name, error in made.errors.items())
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in made.weights._asdict().items())
+    say(f"folds: MAE on labels left out, {unit}: {told}; predictions are {shares}")
+    return _conclude(made.models, made.results, data, run, config, recorded, {"crossfit": made.as_dict()})
+
+
+def _conclude(
+    models: list[MultiTaskModule],
+    members: list[dict[str, Any]],
+    data: CrystalDataModule,
+    run: RunSettings,
+    config: Namespace,
+    recorded: dict[str, Any],
+    found: dict[str, Any],
+) -> dict[str, Any]:
+    """What the mean of several models is worth, on file and in print."""
     val, _ = evaluate(Ensemble(models), data, "val")
     test, pairs = evaluate(Ensemble(models), data, "test")
     metrics = {
-        **{key: members[0][key] for key in ("epochs", "trainable_parameters", "encoder", "split", "notes")},
+        **{key: members[0][key] for key in ("epochs", "trainable_parameters", "encoder")},
+        "split": data.split.how,
+        "notes": data.split.notes,
         "seconds": round(sum(member["seconds"] for member in members), 1),
         "members": [member["test"] for member in members],
+        **found,
         "val": val,
         "test": test,
     }
     write_json(run.folder / "metrics.json", metrics)
     write_text(run.folder / "config.yaml", yaml.safe_dump(recorded, sort_keys=False))
     plots.parity(pairs, {config.property: data.property_of(config.property).unit}, run.folder / "plots/parity.png")
-    for number, result in enumerate(members):
-        print_metrics(result["test"], f"test crystals, seed {config.seed + number}")
     print_metrics(test, f"test crystals, mean of {len(models)} models, {run.folder}")
     return metrics
 

@@ -212,6 +212,14 @@ def _seen_test(metrics: Mapping[str, Any], target: str) -> int | None:
 
 def _remove_models(folder: Path) -> None:
     """Remove what is heavy; the configuration, the metrics and the log stay."""
-    for pattern in ("checkpoints", "plots", "model", "seed*/checkpoints", "seed*/plots"):
-        for path in folder.glob(pattern):
+    for pattern in (
+        "checkpoints",
+        "plots",
+        "model",
+        "seed*/checkpoints",
+        "seed*/plots",
+        "fold*/checkpoints",
+        "fold*/plots",
+    ):
+        for path in folder.glob(within + name):
             shutil.rmtree(path, ignore_errors=True)

@@ -110,7 +110,7 @@ def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in a folder that is to be overwritten, and nothing else."""
     if not is_first_process():
         return
-    for pattern in ("config.yaml", "metrics*", "checkpoints", "model", "plots", "wandb", "seed*"):
+    for pattern in ("config.yaml", "metrics*", "checkpoints", "model", "plots", "wandb", "seed*", "fold*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
