@@ -212,14 +212,6 @@ def _seen_test(metrics: Mapping[str, Any], target: str) -> int | None:
 
 def _remove_models(folder: Path) -> None:
     """Remove what is heavy; the configuration, the metrics and the log stay."""
-    for pattern in (
-        "checkpoints",
-        "plots",
-        "model",
-        "seed*/checkpoints",
-        "seed*/plots",
-        "fold*/checkpoints",
-        "fold*/plots",
-    ):
+    for name, within in product(("checkpoints", "plots", "model"), ("", "seed*/", "fold*/")):
         for path in folder.glob(within + name):
             shutil.rmtree(path, ignore_errors=True)
