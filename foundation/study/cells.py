@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
