@@ -25,6 +25,7 @@ from datamodules.crystals import Crystal, as_crystal
 from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from foundation.checkpoint import Checkpoint
+from foundation.classical.blended import HEAD
 from foundation.encoder.elements import NUM_ELEMENTS
 from foundation.exported.model import GraphTensors, PackagedModel
 from foundation.files import write_json
@@ -65,6 +66,13 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
     Raises:
         InputError: If the program cannot be made here, or does not predict what the models predict.
     """
+    for checkpoint in checkpoints:
+        for name, spec in checkpoint.spec.heads.items():
+            if spec.class_path == HEAD:
+                raise InputError(
+                    f"{checkpoint.path}: its head for {name} mixes in a forest, which is no program of tensors; "
+                    "adapt with --seeds instead of --folds to export"
+                )
     checkpoints = [_with_plain_products(checkpoint) for checkpoint in checkpoints]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
     model = PackagedModel(ensemble).eval().requires_grad_(False)

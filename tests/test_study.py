@@ -290,7 +290,7 @@ def test_members_of_two_seeds_are_not_the_same_models(
         (["--pretrained", "nowhere.ckpt"], "nowhere.ckpt: no checkpoint there"),
         (["--pretrained", "none=mp-small"], "is not 'none'"),
         (["--reference", "nowhere.csv"], "nowhere.csv"),
-        (["--budget", "soon"], "soon: not a time"),
+        (["--budget", "soon"], "'soon' is no time"),
         (["--task", "4/3"], "4/3: write I/N"),
         (["--jobs", "0"], "0: not a positive number"),
     ],

@@ -89,6 +89,9 @@ class BlendedHead(Head):
         return torch.log10(values) if self.property.log else values
 
 
+HEAD = f"{BlendedHead.__module__}.{BlendedHead.__qualname__}"  # its class_path
+
+
 def blended(head: Head, spec: HeadSpec, forest: Forest, weights: Weights, median: float, recipe: NeighborRecipe) -> Any:
     """A trained head mixed with a forest and the median.
 
@@ -110,7 +113,7 @@ def blended(head: Head, spec: HeadSpec, forest: Forest, weights: Weights, median
         "num_trees": num_trees,
         "num_nodes": num_nodes,
     }
-    made = HeadSpec(f"{BlendedHead.__module__}.{BlendedHead.__qualname__}", arguments, spec.property)
+    made = HeadSpec(HEAD, arguments, spec.property)
     new = made.build(str(head.irreps_in))
     assert isinstance(new, BlendedHead)
     new.base = head

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from foundation.commands.parsing import OneLineParser, duration
+from foundation.commands.parsing import OneLineParser, a_duration
 
 _DATA = "by default $FOUNDATION_DATA or ../shared/data"
 _CRYSTALS = f"JSON-lines of crystals; {_DATA}/mp_crysxpp, else those that ship"
@@ -63,7 +63,7 @@ def accuracy_parser() -> OneLineParser:
     made.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help=_PEERS)
     made.add_argument("--tasks", nargs="+", choices=("gv", "formation_energy"), help="tasks; by default all")
     made.add_argument(
-        "--budgets", nargs="+", type=duration, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
+        "--budgets", nargs="+", type=a_duration, default=[120.0, 300.0, 600.0], metavar="SECONDS", help="120s 300s 600s"
     )
     made.add_argument(
         "--learning-rates", nargs="+", type=float, metavar="RATE", help="rates to try; by default three for each model"
@@ -72,7 +72,7 @@ def accuracy_parser() -> OneLineParser:
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument(
         "--compile-from",
-        type=duration,
+        type=a_duration,
         metavar="SECONDS",
         help="shortest budget at which ours and NequIP are compiled; by default where it pays, 360 s and 220 s",
     )

@@ -37,6 +37,14 @@ def duration(text: str) -> float:
     return seconds
 
 
+def a_duration(text: str) -> float:
+    """The same for argparse, which tells the message of this kind of error only."""
+    try:
+        return duration(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def one_line(message: str) -> str:
     """Fold a message of several lines into one."""
     return re.sub(r"\s+", " ", message).strip()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation.commands.parsing import OneLineParser, duration
+from foundation.commands.parsing import OneLineParser, a_duration
 
 if TYPE_CHECKING:
     from foundation.study.config import StudyConfig
@@ -41,7 +41,7 @@ def parser() -> OneLineParser:
         help="'target=ph,dc;size=100,800;trial=trial1;strategy=full;source=joint;seed=0'; an axis that is not named "
         "takes its first value; without this option the whole grid",
     )
-    made.add_argument("--budget", type=duration, metavar="TIME", help="training time of a cell, such as 90s, 10m or 1h")
+    made.add_argument("--budget", type=a_duration, metavar="TIME", help="training time of a cell, such as 10m")
     made.add_argument("--leakage", choices=("warn", "exclude", "error"), help="where an encoder has seen test labels")
     made.add_argument("--jobs", type=_positive, default=1, help="processes at a time (%(default)s)")
     made.add_argument("--task", type=_share, metavar="I/N", help="only every N-th cell from the I-th; in a Slurm array")
