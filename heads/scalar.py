@@ -111,25 +111,6 @@ class ScalarHead(Head):
         spread = value.std(unbiased=False)
         self.scale.copy_(spread if spread > 0 else torch.ones_like(spread))
 
-    @property
-    def can_shrink(self) -> bool:
-        """Whether predictions can be moved towards one value for all crystals."""
-        return self.aggregation == "mean" and not self.element_reference
-
-    @torch.no_grad()
-    def shrink(self, center: float, share: float) -> None:
-        """Move every prediction from its place to ``share`` of the way from the center, in scaled space.
-
-        Args:
-            center: In physical units.
-            share: 1 leaves predictions as they are, 0 makes all of them the center.
-        """
-        last = self.network[-1]
-        assert isinstance(last, nn.Linear)
-        goal = (self._transformed(torch.as_tensor(center).to(self.mean)) - self.mean) / self.scale
-        last.weight.mul_(share)
-        last.bias.mul_(share).add_((1 - share) * goal)
-
     def _transformed(self, target: Tensor) -> Tensor:
         return torch.log10(target) if self.log else target
 

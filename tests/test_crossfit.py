@@ -19,11 +19,11 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN
 from foundation.auto.folds import Folds, cut
+from foundation.blending import GRID, weigh
 from foundation.checkpoint import find_members, load_checkpoint
 from foundation.classical.blended import Weights, blended
 from foundation.classical.descriptors import describe
 from foundation.classical.forest import NUM_TREES, SETTINGS, fit_forest
-from foundation.crossfit import GRID, weigh
 from foundation.inference import Ensemble
 from foundation.training.spec import HeadSpec
 

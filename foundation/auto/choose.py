@@ -10,15 +10,14 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.splits import Split
 from foundation.adaptation import Adaptation
 from foundation.auto.candidates import AutoSettings, Setting
-from foundation.auto.folds import Folds, cut
+from foundation.auto.folds import cut
 from foundation.auto.search import search
-from foundation.auto.verdict import SHARES, Verdict, decide
+from foundation.auto.verdict import Verdict, decide
 from foundation.classical.descriptors import describe
+from foundation.classical.forest import fit_forest
 from foundation.classical.trees import fit_trees
-from foundation.inference import Values
+from foundation.strategies.blend import Blend
 from foundation.strategies.combined import Combined
-from foundation.strategies.shrink import Shrink
-from heads.scalar import ScalarHead
 
 
 def choose(
@@ -40,26 +39,22 @@ def choose(
         InputError: If the labels are too few or all the same.
     """
     folds = cut(data, settings.folds, seed)
-    opponents = {"the median": folds.medians(), "gradient-boosted trees": _trees(folds)}
-    rungs = search(setting, folds, settings, budget, data.batch_size)
-    head = setting.head.build(str(setting.adaptation(rungs[-1].scores[0].candidate).spec.build_encoder().irreps_out))
-    can_shrink = isinstance(head, ScalarHead) and head.can_shrink
-    verdict = decide(rungs, folds, opponents, setting.head.property, SHARES if can_shrink else (1.0,))
-    adaptation = setting.adaptation(verdict.candidate)
-    if verdict.share < 1:
-        adaptation = replace(adaptation, strategy=Combined([adaptation.strategy, Shrink(verdict.share)]))
-    return adaptation, _all_train(data), verdict
-
-
-def _trees(folds: Folds) -> Values:
-    """[n] out-of-fold predictions of gradient-boosted trees."""
-    described = describe(folds.data, folds.rows)
-    property = folds.data.property_of(folds.data.names[0])
-    predicted = np.empty(len(folds.rows))
+    property = setting.head.property
+    described = describe(data, folds.rows)
+    trees, forest = np.empty(len(folds.rows)), np.empty(len(folds.rows))
     for held in range(folds.count):
-        model = fit_trees(described[folds.fold != held], folds.labels[folds.fold != held], property, seed=held)
-        predicted[folds.fold == held] = model.predict(described[folds.fold == held])
-    return predicted
+        out = folds.fold == held
+        trees[out] = fit_trees(described[~out], folds.labels[~out], property, seed=held).predict(described[out])
+        forest[out] = fit_forest(described[~out], folds.labels[~out], property, seed=held).physical(
+            described[out], property
+        )
+    rungs = search(setting, folds, settings, budget, data.batch_size)
+    opponents = {"the median": folds.medians(), "gradient-boosted trees": trees}
+    verdict = decide(rungs, folds, forest, opponents)
+    adaptation = setting.adaptation(verdict.candidate)
+    if verdict.weights.encoder < 1:
+        adaptation = replace(adaptation, strategy=Combined([adaptation.strategy, Blend(verdict.weights)]))
+    return adaptation, _all_train(data), verdict
 
 
 def _all_train(data: CrystalDataModule) -> CrystalDataModule:
