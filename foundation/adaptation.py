@@ -8,13 +8,14 @@ import lightning
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import Checkpoint, build_module, make_card, transfer, transfer_heads
+from foundation.checkpoint import Checkpoint, build_module, make_card
 from foundation.frozen import frozen_blocks, known_features
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import check_varied, fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
+from foundation.transfer import transfer, transfer_heads
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from datamodules.properties import Property
 from foundation.auto.folds import Folds
-from foundation.checkpoint import replace_head
 from foundation.classical.blended import Weights, blended
 from foundation.classical.forest import Forest
 from foundation.inference import Values
+from foundation.rewriting import replace_head
 from foundation.training.module import MultiTaskModule
 from foundation.training.spec import HeadSpec
 

@@ -1,4 +1,4 @@
-"""Models on disk: what a checkpoint carries, loading without running code from it, and transfer.
+"""Models on disk: what a checkpoint carries, and loading without running code from it.
 
 Two forms are read: Lightning's ``.ckpt`` as training writes it, and a folder of ``model.safetensors``, ``card.json``
 and ``seen.safetensors``, in which a finished encoder is shared. Both carry a card: format, architecture, optimization,
@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import platform
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +19,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.fingerprints import Seen
 from foundation.files import write_json
 from foundation.manifest import read_seen, save_seen, unknown
-from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.spec import HeadSpec, ModelSpec
+from foundation.training.spec import ModelSpec
 
 FORMAT = "crystal-foundation"
 FORMAT_VERSION = 1
@@ -202,77 +200,6 @@ def save_folder(folder: Path, module: MultiTaskModule) -> None:
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
     save_seen(folder, module.seen)
     write_json(folder / "card.json", module.card)
-
-
-def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Copy the checkpoint's encoder into this one; heads are not touched.
-
-    Returns:
-        What was kept, one line.
-
-    Raises:
-        InputError: If the two encoders do not fit.
-    """
-    given = {
-        name.removeprefix("encoder."): tensor
-        for name, tensor in checkpoint.weights.items()
-        if name.startswith("encoder.")
-    }
-    own = encoder.state_dict()
-    wrong = [name for name in own if name not in given or own[name].shape != given[name].shape] or sorted(
-        set(given) - set(own)
-    )
-    if wrong:
-        raise InputError(f"{checkpoint.path}: its encoder does not fit the configured one at {wrong[0]}")
-    encoder.load_state_dict(given)
-    count = sum(tensor.numel() for tensor in given.values())
-    return [f"kept: the whole encoder, {len(given)} tensors, {count:,} values, from {checkpoint.path}"]
-
-
-def transfer_heads(heads: nn.ModuleDict, checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
-    """Copy some of the checkpoint's heads, their scales included, into the heads of the same names.
-
-    Returns:
-        Which heads were kept and which dropped, one line each.
-    """
-    for name in names:
-        start = f"heads.{name}."
-        heads[name].load_state_dict(
-            {key.removeprefix(start): tensor for key, tensor in checkpoint.weights.items() if key.startswith(start)}
-        )
-    dropped = sorted(set(checkpoint.spec.heads) - set(names))
-    lines = [f"kept: the heads {', '.join(sorted(names))} and their scales"] if names else []
-    return lines + ([f"dropped: its heads {', '.join(dropped)}"] if dropped else [])
-
-
-def replace_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Put other weights into a file that Lightning wrote; the rest of it, from which training resumes, stays."""
-    _rewrite(path, {"state_dict": {name: tensor.detach().cpu() for name, tensor in weights.items()}})
-
-
-def replace_head(path: Path, module: MultiTaskModule, head: HeadSpec) -> None:
-    """Make a trained module, one of whose heads is another now, the content of its card and file.
-
-    Args:
-        path: File that Lightning wrote for the module.
-        module: The module.
-        head: What the new head is made from.
-    """
-    spec = module.card["spec"]
-    heads = {**spec["heads"], head.property.name: asdict(head)}
-    module.card = {**module.card, "spec": {**spec, "heads": heads}}
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    _rewrite(path, {"state_dict": state, "foundation": module.card})
-
-
-def _rewrite(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change entries of a checkpoint; written whole or not at all, by the first process of a distributed run."""
-    if not is_first_process() or not path.is_file():
-        return
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=path.suffix, delete=False) as file:
-        torch.save({**content, **changes}, file)
-    Path(file.name).replace(path)
 
 
 def _merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from foundation.inference import Ensemble, Values
 from foundation.paths import config_path
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.optimization import Optimization
-from foundation.training.run import fit_quietly
 from foundation.training.spec import HeadSpec, import_subclass
+from foundation.training.trainer import fit_quietly
 
 SCRATCH = "from_scratch"
 

@@ -14,8 +14,8 @@ from foundation.auto.candidates import Setting, strategy_named
 from foundation.checkpoint import Checkpoint
 from foundation.inference import Ensemble
 from foundation.training.optimization import Optimization
-from foundation.training.run import fit_quietly
 from foundation.training.spec import HeadSpec
+from foundation.training.trainer import fit_quietly
 
 STRATEGIES = ("full", "last_blocks", "linear_probe")
 

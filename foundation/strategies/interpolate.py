@@ -10,7 +10,8 @@ from torch import Tensor
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import Checkpoint, replace_weights
+from foundation.checkpoint import Checkpoint
+from foundation.rewriting import replace_weights
 from foundation.strategies.full import Full
 from foundation.training.module import MultiTaskModule
 

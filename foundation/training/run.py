@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,8 +14,6 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from datamodules.datamodule import CrystalDataModule
@@ -32,9 +28,9 @@ from foundation.tracking import wandb_logger
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
-from foundation.training.optimization import ExponentialAverage
 from foundation.training.precision import MatmulPrecision, check_precision
 from foundation.training.spec import ModelSpec
+from foundation.training.trainer import make_trainer, silence_lightning
 
 
 @dataclass(frozen=True)
@@ -61,27 +57,6 @@ class RunSettings:
     compile: Asked = False
     runs: int = 1
     matmul_precision: MatmulPrecision = "highest"
-
-
-class EpochLines(Callback):
-    """Progress where there is no terminal to draw a bar on: one line, at most every ten seconds."""
-
-    def __init__(self) -> None:
-        self.started = self.told = time.monotonic()
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Print the epoch, the time and the validation loss."""
-        now = time.monotonic()
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.is_global_zero and (last or now - self.told >= 10):
-            self.told = now
-            loss = trainer.callback_metrics.get("val/loss", float("nan"))
-            print(
-                f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, {now - self.started:.0f} s, "
-                f"val/loss {float(loss):.4g}",
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool) -> Path:
@@ -155,10 +130,10 @@ def train(
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
     own = strategy.callbacks() if strategy is not None else []
-    trainer = _make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
+    trainer = make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
     started = time.perf_counter()
     with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None):
-        _silence_lightning()
+        silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     seconds = time.perf_counter() - started
     last = folder / "checkpoints" / "last.ckpt"
@@ -175,68 +150,6 @@ def train(
         tracker.finalize("success")
         tracker.experiment.finish()
     return results
-
-
-def fit_quietly(
-    module: MultiTaskModule, data: CrystalDataModule, trainer_args: Mapping[str, Any], strategy: AdaptationStrategy
-) -> None:
-    """Train without a folder: nothing is validated, printed or written; averaged weights are left in the module."""
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-    }
-    callbacks = strategy.callbacks()
-    if module.optimization.ema_decay > 0:
-        callbacks.append(ExponentialAverage(module.optimization.ema_decay))
-    chosen = {key: value for key, value in trainer_args.items() if value is not None}
-    with warnings.catch_warnings():
-        _silence_lightning()
-        trainer = lightning.Trainer(callbacks=callbacks, use_distributed_sampler=False, **{**chosen, **quiet})
-        trainer.fit(module, datamodule=data)
-
-
-def _make_trainer(
-    folder: Path,
-    loggers: list[Logger],
-    module: MultiTaskModule,
-    validates: bool,
-    own: list[Callback],
-    trainer_args: Mapping[str, Any],
-) -> lightning.Trainer:
-    callbacks: list[Callback] = [*own, LearningRateMonitor("step")]
-    if trainer_args.get("enable_checkpointing") is not False:
-        kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-        # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
-        callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept))
-        if validates:
-            callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **kept))
-    bar = trainer_args.get("enable_progress_bar") is not False
-    if bar and sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar(leave=False))
-    elif bar:
-        callbacks.append(EpochLines())
-    if module.optimization.ema_decay > 0:
-        callbacks.append(ExponentialAverage(module.optimization.ema_decay))
-    chosen = {key: value for key, value in trainer_args.items() if value is not None}
-    chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
-    if not validates:
-        chosen["limit_val_batches"] = 0
-    if SLURMEnvironment.detect():
-        # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
-        chosen["plugins"] = [SLURMEnvironment(auto_requeue=False)]
-    arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
-    with warnings.catch_warnings():
-        _silence_lightning()
-        return lightning.Trainer(
-            logger=loggers,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            use_distributed_sampler=False,  # the data module deals out batches itself
-            **arguments,
-        )
 
 
 def _report(
@@ -270,21 +183,3 @@ def _report(
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _silence_lightning() -> None:
-    """Advice that does not apply: batches are gathered in one go, and runs may be short on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*module.s. in eval mode at the start of training.*",  # what is frozen
-        ".*number of training batches.*smaller than the logging interval.*",
-        ".*Checkpoint directory.*exists and is not empty.*",
-        ".*Experiment logs directory.*exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
-        ".*Trying to infer the `batch_size`.*",
-        ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
-        ".*isinstance.treespec, LeafSpec.* is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,51 @@
+"""From a checkpoint to a module: what is copied, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from datamodules.errors import InputError
+from foundation.checkpoint import Checkpoint
+
+
+def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Copy the checkpoint's encoder into this one; heads are not touched.
+
+    Returns:
+        What was kept, one line.
+
+    Raises:
+        InputError: If the two encoders do not fit.
+    """
+    given = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in checkpoint.weights.items()
+        if name.startswith("encoder.")
+    }
+    own = encoder.state_dict()
+    wrong = [name for name in own if name not in given or own[name].shape != given[name].shape] or sorted(
+        set(given) - set(own)
+    )
+    if wrong:
+        raise InputError(f"{checkpoint.path}: its encoder does not fit the configured one at {wrong[0]}")
+    encoder.load_state_dict(given)
+    count = sum(tensor.numel() for tensor in given.values())
+    return [f"kept: the whole encoder, {len(given)} tensors, {count:,} values, from {checkpoint.path}"]
+
+
+def transfer_heads(heads: nn.ModuleDict, checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Copy some of the checkpoint's heads, their scales included, into the heads of the same names.
+
+    Returns:
+        Which heads were kept and which dropped, one line each.
+    """
+    for name in names:
+        start = f"heads.{name}."
+        heads[name].load_state_dict(
+            {key.removeprefix(start): tensor for key, tensor in checkpoint.weights.items() if key.startswith(start)}
+        )
+    dropped = sorted(set(checkpoint.spec.heads) - set(names))
+    lines = [f"kept: the heads {', '.join(sorted(names))} and their scales"] if names else []
+    return lines + ([f"dropped: its heads {', '.join(dropped)}"] if dropped else [])
