@@ -80,6 +80,9 @@ def main(words: Sequence[str]) -> int:
         sources,
         config.trainer.as_dict(),
     )
+    settings = AutoSettings(**config.auto.as_dict())
+    if auto:
+        setting.candidates(settings)  # refuses a strategy that there is not, before anything is told
     adaptation = setting.by(strategy or FromScratch())
     name = config.name or f"adapt-{config.property}-{strategy_name}"
     folder = claim_folder(config.out, name, config.resume, config.overwrite)
@@ -91,7 +94,6 @@ def main(words: Sequence[str]) -> int:
     _introduce(data, config)
     recorded, verdict = plain(config), None
     if auto:
-        settings = AutoSettings(**config.auto.as_dict())
         adaptation, data, verdict = choose(setting, data, settings, duration(config.budget or "10m"), config.seed)
         for line in verdict.lines:
             say(line)
