@@ -20,9 +20,9 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.properties import KNOWN
 from foundation.checkpoint import build_module
 from foundation.training.optimization import Optimization
-from foundation.training.run import _silence_lightning
 from foundation.training.scaling import fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
+from foundation.training.trainer import silence_lightning
 from foundation.training.weighting import UncertaintyWeights
 
 NAMES = ["formation_energy_per_atom", "band_gap", "shear_modulus"]
@@ -43,7 +43,7 @@ class Recorder(Callback):
 def gradients(store: Path, batch_size: int, accumulate: int, **trainer_args: Any) -> list[dict[str, Tensor]]:
     """Train one epoch in double precision with learned task weights."""
     with default_dtype(torch.float64), warnings.catch_warnings():
-        _silence_lightning()
+        silence_lightning()
         warnings.filterwarnings("ignore", message=".*across ranks is zero. Please be cautious.*")
         torch.manual_seed(0)
         heads = {name: HeadSpec("heads.ScalarHead", {}, KNOWN[name]) for name in NAMES}
