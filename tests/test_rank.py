@@ -291,3 +291,11 @@ def test_mistakes_are_told_in_one_line(
         assert told in answer.err
     after = [path for path in sorted(tmp_path.rglob("*")) if "graphs" not in path.as_posix()]
     assert after == before
+
+
+def test_a_checkpoint_that_knows_the_quantity_is_named(foundation: Command, tiny_run: Path, tiny_store: Path) -> None:
+    told = foundation("rank", tiny_run, "--data.store", tiny_store, "--property", "band_gap")
+    assert told.code == 0, told.err
+    assert "was trained on this quantity (band_gap)" in told.err
+    other = foundation("rank", tiny_run, "--data.store", tiny_store, "--property", "shear_modulus")
+    assert "was trained on this quantity" not in other.err

@@ -44,7 +44,9 @@ def main(words: Sequence[str]) -> int:
     import torch
 
     from datamodules.datamodule import CrystalDataModule
+    from datamodules.synonyms import same_quantity
     from foundation.checkpoint import load_checkpoint
+    from foundation.commands.configuration import say
     from foundation.transferability import agreement, median_mae
 
     if args.out and Path(args.out).is_dir():
@@ -55,6 +57,10 @@ def main(words: Sequence[str]) -> int:
         args.store, splits=args.splits, trial=args.trial, train_size=args.train_size, seed=args.seed
     )
     property = data.property_of(args.property)
+    for given, checkpoint in checkpoints.items():
+        same = [name for name in checkpoint.seen.names if same_quantity(args.property, name)]
+        if same:
+            say(f"warning: leakage: {given} was trained on this quantity ({', '.join(same)}); its score says little")
     encoders = {given: checkpoint.build().encoder for given, checkpoint in checkpoints.items()}
     untrained = {checkpoint.spec.encoder_hash: (given, checkpoint.spec) for given, checkpoint in checkpoints.items()}
     for given, spec in untrained.values():
