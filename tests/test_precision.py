@@ -50,7 +50,7 @@ def test_heads_and_losses_are_outside_of_autocast(module: MultiTaskModule, monke
     """With the same features from the encoder, autocast changes no bit of a loss."""
     batch = batch_of(compounds(6), module.encoder.recipe, [[1.0]] * 6)
     features = module.encoder(batch).detach()
-    monkeypatch.setattr(module.encoder, "forward", lambda batch: features)
+    monkeypatch.setattr(module.encoder, "forward", lambda batch, known: features)
     sums, _, _ = module.losses(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module.losses(batch)[0], sums)
