@@ -247,3 +247,17 @@ class StrategySuite(ABC):
                 moved = [key for key in keys if not torch.equal(before[key], state[key])]
                 assert bool(moved) == (name in self.trains), f"{name}: {moved}"
             assert any(not torch.equal(before[key], state[key]) for key in before if key.startswith("heads."))
+
+    def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+        self, tiny_run: Path, tiny_store: Path, tmp_path: Path
+    ) -> None:
+        last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+        for folder, epochs, resume in (("whole", 4, None), ("parts", 2, None), ("parts", 4, str(last))):
+            module, _, data = self.adapted(tiny_run, tiny_store)
+            object.__setattr__(module.optimization, "schedule_epochs", 4)
+            arguments = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": epochs}
+            train(module, data, RunSettings(tmp_path / folder, resume=resume), arguments, {}, self.strategy)
+        whole, parts = (
+            load_checkpoint(tmp_path / folder / "checkpoints" / "last.ckpt").weights for folder in ("whole", "parts")
+        )
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)

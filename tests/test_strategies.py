@@ -235,23 +235,6 @@ class TestLowRank(StrategySuite):
         with default_dtype(torch.float64):
             assert_equivariant(encoder, random_crystal(), tolerance=1e-9, improper=True)
 
-    def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
-        self, tiny_run: Path, tiny_store: Path, tmp_path: Path
-    ) -> None:
-        module, _, data = self.adapted(tiny_run, tiny_store)
-        object.__setattr__(module.optimization, "schedule_epochs", 4)
-        self.trained(module, data, tmp_path / "whole", max_epochs=4)
-        whole = load_checkpoint(tmp_path / "whole" / "checkpoints" / "last.ckpt").weights
-        for epochs in (2, 4):
-            module, _, data = self.adapted(tiny_run, tiny_store)
-            object.__setattr__(module.optimization, "schedule_epochs", 4)
-            last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
-            settings = RunSettings(tmp_path / "parts", resume=str(last) if epochs == 4 else None)
-            arguments = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": epochs}
-            train(module, data, settings, arguments, {}, self.strategy)
-        parts = load_checkpoint(last).weights
-        assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
 
 class TestCombined(StrategySuite):
     trains = frozenset({"blocks.1.edge", "blocks.1.node", "readout"})
