@@ -77,7 +77,7 @@ def test_the_best_candidate_wins(folds: Folds) -> None:
     def noise(candidate: Candidate, epochs: int) -> float:
         return 0.1 if candidate == Candidate("one", "full", 1e-3) else 1.0
 
-    rungs = search(FakeSetting(noise), folds, SETTINGS, budget=60, batch_size=8)
+    rungs = search(FakeSetting(noise), folds, SETTINGS, budget=60, batch_size=8).rungs
     assert len(rungs) == 3
     assert len(rungs[0].scores) == 5
     assert rungs[-1].scores[0].candidate == Candidate("one", "full", 1e-3)
@@ -91,14 +91,14 @@ def test_epochs_are_chosen_too(folds: Folds) -> None:
     def noise(candidate: Candidate, epochs: int) -> float:
         return 0.01 * epochs  # longer is worse
 
-    rungs = search(FakeSetting(noise), folds, SETTINGS, budget=60, batch_size=8)
+    rungs = search(FakeSetting(noise), folds, SETTINGS, budget=60, batch_size=8).rungs
     verdict = decide(rungs, folds, poor(folds), {})
     assert verdict.epochs == rungs[1].epochs < rungs[2].epochs
 
 
 def test_what_the_labels_cannot_tell_is_not_claimed(folds: Folds) -> None:
     spread = float(np.abs(folds.medians() - folds.labels).mean()) * np.sqrt(np.pi / 2)
-    rungs = search(FakeSetting(lambda *_: 5 * spread), folds, SETTINGS, budget=60, batch_size=8)
+    rungs = search(FakeSetting(lambda *_: 5 * spread), folds, SETTINGS, budget=60, batch_size=8).rungs
     verdict = decide(rungs, folds, poor(folds), {"the median": folds.medians()})
     assert verdict.gains["the median"].low <= 0
     assert any("no gain over the median can be shown" in line or "WORSE" in line for line in verdict.lines)
@@ -106,7 +106,7 @@ def test_what_the_labels_cannot_tell_is_not_claimed(folds: Folds) -> None:
 
 
 def test_noise_is_moved_to_the_median(folds: Folds) -> None:
-    rungs = search(FakeSetting(lambda *_: 50.0), folds, SETTINGS, budget=60, batch_size=8)
+    rungs = search(FakeSetting(lambda *_: 50.0), folds, SETTINGS, budget=60, batch_size=8).rungs
     verdict = decide(rungs, folds, poor(folds), {"the median": folds.medians()})
     assert verdict.weights.median == 1
     assert verdict.gains["the median"].value == pytest.approx(0, abs=1e-12)
@@ -122,11 +122,17 @@ def test_the_choice_does_not_flatter_itself(folds: Folds) -> None:
 def test_the_search_ends_in_time(folds: Folds) -> None:
     setting = FakeSetting(lambda *_: 1.0, seconds=1e-4)
     began = time.monotonic()
-    rungs = search(setting, folds, replace(SETTINGS, epochs=200), budget=6, batch_size=8)
+    rungs = search(setting, folds, replace(SETTINGS, epochs=200), budget=6, batch_size=8).rungs
     took = time.monotonic() - began
     final = 1e-4 * len(folds.rows) * rungs[-1].epochs
     assert took + final < 9, f"took {took:.1f} s"
     assert rungs[0].scores
+
+
+def test_the_winner_is_trained_over_folds_where_there_is_time(folds: Folds) -> None:
+    setting = FakeSetting(lambda *_: 1.0, seconds=1e-4)
+    assert search(setting, folds, SETTINGS, budget=30, batch_size=8).final_folds == 5
+    assert search(setting, folds, replace(SETTINGS, epochs=300), budget=3, batch_size=8).final_folds == 0
 
 
 @pytest.mark.parametrize("count", [12, 49])

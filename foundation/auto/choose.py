@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,20 +20,32 @@ from foundation.strategies.blend import Blend
 from foundation.strategies.combined import Combined
 
 
-def choose(
-    setting: Setting, data: CrystalDataModule, settings: AutoSettings, budget: float, seed: int
-) -> tuple[Adaptation, CrystalDataModule, Verdict]:
+@dataclass(frozen=True)
+class Choice:
+    """What is to be trained in the end.
+
+    Attributes:
+        adaptation: The winner's.
+        data: In which every label trains.
+        verdict: Why, and what to expect.
+        folds: Over how many folds the winner is trained; 0 for one model of all labels.
+    """
+
+    adaptation: Adaptation
+    data: CrystalDataModule
+    verdict: Verdict
+    folds: int
+
+
+def choose(setting: Setting, data: CrystalDataModule, settings: AutoSettings, budget: float, seed: int) -> Choice:
     """Search within the budget, and decide.
 
     Args:
         setting: What candidates share.
         data: The data, its property chosen; crystals that test play no part.
         settings: What is tried.
-        budget: Seconds, for the search and one final fit.
+        budget: Seconds, for the search and the final fit.
         seed: Seed of the folds.
-
-    Returns:
-        The winner's adaptation, the data in which every label trains, and the verdict.
 
     Raises:
         InputError: If the labels are too few or all the same.
@@ -48,13 +60,13 @@ def choose(
         forest[out] = fit_forest(described[~out], folds.labels[~out], property, seed=held).physical(
             described[out], property
         )
-    rungs = search(setting, folds, settings, budget, data.batch_size)
+    found = search(setting, folds, settings, budget, data.batch_size)
     opponents = {"the median": folds.medians(), "gradient-boosted trees": trees}
-    verdict = decide(rungs, folds, forest, opponents)
+    verdict = decide(found.rungs, folds, forest, opponents)
     adaptation = setting.adaptation(verdict.candidate)
-    if verdict.weights.encoder < 1:
+    if not found.final_folds and verdict.weights.encoder < 1:
         adaptation = replace(adaptation, strategy=Combined([adaptation.strategy, Blend(verdict.weights)]))
-    return adaptation, _all_train(data), verdict
+    return Choice(adaptation, _all_train(data), verdict, found.final_folds)
 
 
 def _all_train(data: CrystalDataModule) -> CrystalDataModule:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from foundation.auto.candidates import SCRATCH, AutoSettings, Candidate, Setting
 from foundation.auto.folds import Folds
+from foundation.blending import can_blend
 from foundation.inference import Values
 
 FIRST_MOST = 400  # labels that train in the first rung at most
@@ -56,7 +57,20 @@ class Rung:
     left_out: list[Candidate]
 
 
-def search(setting: Setting, folds: Folds, settings: AutoSettings, budget: float, batch_size: int) -> list[Rung]:
+@dataclass(frozen=True)
+class Search:
+    """What the search has found.
+
+    Attributes:
+        rungs: Its rounds; the last one decides.
+        final_folds: Over how many folds there is time to train the winner in the end; 0 for one model of all labels.
+    """
+
+    rungs: list[Rung]
+    final_folds: int
+
+
+def search(setting: Setting, folds: Folds, settings: AutoSettings, budget: float, batch_size: int) -> Search:
     """Find the best candidate within a budget.
 
     Args:
@@ -65,19 +79,17 @@ def search(setting: Setting, folds: Folds, settings: AutoSettings, budget: float
         settings: What is tried.
         budget: Seconds for the search and the final fit.
         batch_size: Crystals per step.
-
-    Returns:
-        The rungs; the last one decides.
     """
     started = time.monotonic()
     candidates = setting.candidates(settings)
     steps = math.ceil(len(folds.rows) / batch_size)
     epochs = max(settings.epochs, math.ceil(settings.min_steps / steps))
     per_crystal = _seconds_per_crystal(setting, folds, candidates[0])
-    # The final fit trains on all labels; where it alone would take too long it has fewer epochs.
+    # The final fit trains a model without each fold, or one on all labels, for fewer epochs where even this takes long.
     affordable = settings.final_share * budget / (per_crystal * len(folds.rows))
+    final_folds = folds.count if epochs * (folds.count - 1) <= affordable and can_blend(setting.head.property) else 0
     epochs = max(2, min(epochs, int(affordable)))
-    search_budget = budget - per_crystal * len(folds.rows) * epochs
+    search_budget = budget - per_crystal * len(folds.rows) * epochs * max(1, final_folds - 1)
 
     def left() -> float:
         return search_budget - (time.monotonic() - started)
@@ -90,7 +102,7 @@ def search(setting: Setting, folds: Folds, settings: AutoSettings, budget: float
         chosen, count = _promoted(rungs[-1], crystal_epochs, min(most_folds, folds.count), share * left())
         if chosen:
             rungs.append(_rung(setting, folds, chosen, length, count, None, left))
-    return rungs
+    return Search(rungs, final_folds)
 
 
 def _rung(

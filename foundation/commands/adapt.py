@@ -94,10 +94,11 @@ def main(words: Sequence[str]) -> int:
     _introduce(data, config)
     recorded, verdict = plain(config), None
     if auto:
-        adaptation, data, verdict = choose(setting, data, settings, duration(config.budget or "10m"), config.seed)
+        choice = choose(setting, data, settings, duration(config.budget or "10m"), config.seed)
+        adaptation, data, verdict = choice.adaptation, choice.data, choice.verdict
         for line in verdict.lines:
             say(line)
-        config.trainer.max_epochs = verdict.epochs
+        config.folds, config.trainer.max_epochs = choice.folds, verdict.epochs
         recorded |= {"optimization": asdict(adaptation.optimization), "trainer": config.trainer.as_dict()}
     if config.overwrite and resume is None:
         clear_run(folder)
