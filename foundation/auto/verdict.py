@@ -92,9 +92,9 @@ def decide(rungs: list[Rung], folds: Folds, forest: Values, opponents: Mapping[s
     candidate, weights = keys[int(errors.mean(axis=1).argmin())]
     nested = nested_errors(errors, folds.fold[judged])
     against = {name: np.abs(predicted[judged] - labels) for name, predicted in opponents.items()}
-    scratch = [score for score in last.scores if score.candidate.strategy == SCRATCH]
-    if scratch and candidate.strategy != SCRATCH:
-        against["from scratch"] = np.abs(scratch[0].predicted[judged] - labels)
+    scratch = [place for place, (tried, _) in enumerate(keys) if tried.strategy == SCRATCH]
+    if scratch and candidate.strategy != SCRATCH:  # mixed likewise, so that what the forest does is not called transfer
+        against["from scratch"] = nested_errors(errors[scratch], folds.fold[judged])
     gains = {name: _interval(error - nested) for name, error in against.items()}
     epochs = _epochs(rungs, candidate, folds)
     estimate = _interval(nested)
