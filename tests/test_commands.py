@@ -204,3 +204,17 @@ def test_two_processes_leave_one_run(tiny_store: Path, tmp_path: Path) -> None:
         == load_checkpoint(tmp_path / "runs" / "both" / "checkpoints" / "last.ckpt").card["data"]["split"]["test"]
     )
     assert answer.stdout.count("median predictor mae") == 1
+
+
+def test_strategies_go_together(
+    foundation: Command, tiny_run: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["adapt", "--pretrained", tiny_run, "--data.store", tiny_store, "--property", "shear_modulus", *QUIET]
+    words += ["--strategy", "last_blocks,l2_sp,gradual", "--strategy.init_args.count", "2", "--trainer.max_epochs", "1"]
+    answer = foundation(*words)
+    assert answer.code == 0, answer.err
+    assert "frozen: embedding\n" in answer.err
+    card = load_checkpoint(tmp_path / "runs/adapt-shear_modulus-last_blocks-l2_sp-gradual/checkpoints/last.ckpt").card
+    assert [stage for stage, rate in card["rates"].items() if rate == 0] == ["embedding"]
+    assert foundation(*words[:-4], "--strategy", "last_blocks,nothing").code == 2
