@@ -311,7 +311,7 @@ def test_lines_for_the_terminal() -> None:
 
 def test_the_shipped_reference() -> None:
     table = read_reference(shipped_configs() / "study" / "devi2024_reference.csv")
-    assert len(table) == 35
+    assert len(table) == 25
     assert not table.isna().any().any()
     assert (table["best_of_all"] <= table[["scratch", "mpt"]].min(axis=1)).all()
     row = table[(table["property"] == "ph") & (table["size"] == 100)].iloc[0]
