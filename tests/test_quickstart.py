@@ -16,7 +16,7 @@ from datamodules.store import CrystalStore
 from foundation.commands import adapt, pretrain
 from foundation.commands import quickstart as command
 from foundation.quickstart import alloys
-from foundation.quickstart.models import STRATEGIES, Settings, Training
+from foundation.quickstart.models import Settings, Training
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, prepare
 from foundation.quickstart.run import claim, run
 
@@ -28,7 +28,7 @@ TINY = Settings(
     seeds=2,
     encoder=ENCODER,
     pretraining=SHORT,
-    strategies={name: (STRATEGIES[name][0], SHORT) for name in ("linear_probe", "from_scratch")},
+    strategies=dict.fromkeys(("linear_probe", "from_scratch"), SHORT),
 )
 
 

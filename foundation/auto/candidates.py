@@ -122,9 +122,15 @@ class Setting:
         return values
 
 
+def strategy_config(name: str) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of a file in configs/strategies."""
+    content: dict[str, Any] = yaml.safe_load(config_path(f"configs/strategies/{name}.yaml").read_text(encoding="utf-8"))
+    return dict(content["strategy"])
+
+
 def strategy_named(name: str) -> AdaptationStrategy:
     """The strategy of a file in configs/strategies, as it stands there."""
-    content = yaml.safe_load(config_path(f"configs/strategies/{name}.yaml").read_text(encoding="utf-8"))["strategy"]
+    content = strategy_config(name)
     made: AdaptationStrategy = import_subclass(content["class_path"], AdaptationStrategy)(
         **content.get("init_args", {})
     )

@@ -41,7 +41,8 @@ def main(words: Sequence[str]) -> int:
     print(f"took {time.perf_counter() - started:.0f} s, {_processor_seconds() - spent:.0f} s of processor time")
     print(
         "\nWith crystals of your own: foundation data import FILES --out STORE --property NAME:UNIT\n"
-        "then: foundation adapt --pretrained mp-small --data.store STORE --property NAME --strategy full --seeds 3"
+        "then: foundation adapt --pretrained mp-small --data.store STORE --property NAME "
+        "--strategy layer_decay --folds 5"
     )
     return 0
 

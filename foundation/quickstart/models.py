@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 from datamodules.datamodule import CrystalDataModule
 from foundation.adaptation import Adaptation
+from foundation.auto.candidates import strategy_config, strategy_named
 from foundation.checkpoint import Checkpoint, build_module, load_checkpoint, make_card
 from foundation.inference import Ensemble, evaluate
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, Prepared
-from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, train
 from foundation.training.scaling import fit_scalers
-from foundation.training.spec import HeadSpec, ModelSpec, import_subclass
+from foundation.training.spec import HeadSpec, ModelSpec
 
 Values = npt.NDArray[np.float64]
 
@@ -58,10 +58,10 @@ class Training:
 # Strategies by the name of their YAML file, each with the schedule that did best, or as well as the best, of those
 # tried within the adaptation labels alone, whole alloy systems left out at a time.
 STRATEGIES = {
-    "linear_probe": ("foundation.strategies.linear_probe.LinearProbe", Training(60, 5e-3, 16, 20)),
-    "last_blocks": ("foundation.strategies.last_blocks.LastBlocks", Training(60, 5e-3, 16, 20)),
-    "full": ("foundation.strategies.full.Full", Training(60, 2e-3, 16, 20)),
-    "from_scratch": ("foundation.strategies.from_scratch.FromScratch", Training(100, 1e-3, 16, 20)),
+    "linear_probe": Training(60, 5e-3, 16, 20),
+    "last_blocks": Training(60, 5e-3, 16, 20),
+    "layer_decay": Training(60, 2e-3, 16, 20),
+    "from_scratch": Training(100, 1e-3, 16, 20),
 }
 
 
@@ -75,7 +75,7 @@ class Settings:
         seeds: Models per strategy.
         encoder: Arguments of the encoder.
         pretraining: How the joint pretraining runs.
-        strategies: Name -> import path of the strategy, and how it trains.
+        strategies: Name of a file in configs/strategies -> how it trains.
     """
 
     labels: int = 50
@@ -85,7 +85,7 @@ class Settings:
         default_factory=lambda: {"irreps": "32x0e+16x1o+8x2e", "num_blocks": 3, "readout_channels": 64}
     )
     pretraining: Training = Training(40, 5e-3, 32)
-    strategies: Mapping[str, tuple[str, Training]] = field(default_factory=lambda: dict(STRATEGIES))
+    strategies: Mapping[str, Training] = field(default_factory=lambda: dict(STRATEGIES))
 
 
 def pretrain(
@@ -143,13 +143,13 @@ def adapt_all(
     rows, pairs = [], {}
     total = len(settings.strategies) * settings.seeds
     with tqdm(total=total, desc="adapting", unit=" models", disable=None) as bar:
-        for name, (class_path, training) in settings.strategies.items():
+        for name, training in settings.strategies.items():
             data = few_labels(prepared, training.batch_size)
             folder = run.folder / name
             models, results = [], []
             for seed in range(settings.seeds):
                 member = RunSettings(folder / f"seed{seed}", run.wandb, seed, group=f"adapt-{name}")
-                model, result = _adapt(settings, class_path, training, pretrained, data, member)
+                model, result = _adapt(settings, name, training, pretrained, data, member)
                 models.append(model)
                 results.append(result)
                 bar.update()
@@ -177,14 +177,14 @@ def few_labels(prepared: Prepared, batch_size: int = 32) -> CrystalDataModule:
 
 def _adapt(
     settings: Settings,
-    class_path: str,
+    name: str,
     training: Training,
     pretrained: Checkpoint,
     data: CrystalDataModule,
     run: RunSettings,
 ) -> tuple[MultiTaskModule, dict[str, Any]]:
     """One model, and what its metrics.json holds."""
-    strategy: AdaptationStrategy = import_subclass(class_path, AdaptationStrategy)()
+    strategy = strategy_named(name)
     head = HeadSpec(HEAD, {}, data.property_of(HELD_BACK))
     optimization = Optimization(learning_rate=training.learning_rate)
     adaptation = Adaptation.of(head, dict(settings.encoder), optimization, strategy, pretrained)
@@ -194,7 +194,7 @@ def _adapt(
     config = _config(module, data, run, trainer) | {
         "pretrained": str(pretrained.path),
         "property": HELD_BACK,
-        "strategy": {"class_path": class_path},
+        "strategy": strategy_config(name),
         "head": {"class_path": HEAD},
     }
     return module, train(module, data, run, trainer, config, strategy)
