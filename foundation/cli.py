@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("crystal-foundation"))
-        return 0
     try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help(), flush=True)  # here, where a closed pipe is handled
+            return 0 if words else 2
+        if words[0] == "--version":
+            from importlib.metadata import version
+
+            print(version("crystal-foundation"))
+            return 0
         if words[0] not in COMMANDS:
             raise InputError(f"no command {words[0]!r}; commands are {', '.join(COMMANDS)}")
         code: int = importlib.import_module(f"foundation.commands.{words[0]}").main(words[1:])
