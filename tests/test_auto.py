@@ -178,6 +178,7 @@ def test_the_command(foundation: Command, tiny_run: Path, tiny_store: Path, tmp_
         (["--strategy", "full", "--budget", "1m"], "only --strategy auto takes one"),
         (["--strategy", "auto", "--auto.folds", "50"], "fewer than 50 folds"),
         (["--strategy", "auto", "--auto.candidates", '{"fulll": [1e-3]}'], "fulll"),
+        (["--strategy", "auto", "--auto.candidates", "{}"], "there is nothing to try"),
         (["--strategy", "full", "--pretrained", "mp-small", "mp-small"], "several are for --strategy auto"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from datamodules.datamodule import CrystalDataModule
+from datamodules.errors import InputError
 from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint
 from foundation.inference import Ensemble, Values
@@ -33,9 +34,7 @@ class AutoSettings:
         final_share: What of the budget is kept for the final fit, at most.
     """
 
-    candidates: dict[str, list[float]] = field(
-        default_factory=lambda: {"full": [3e-3, 1e-3, 3e-4], "last_blocks": [3e-3], SCRATCH: [3e-3]}
-    )
+    candidates: dict[str, list[float]] = field(default_factory=dict)
     folds: int = 5
     epochs: int = 60
     min_steps: int = 350
@@ -80,12 +79,21 @@ class Setting:
     trainer: Mapping[str, Any]
 
     def candidates(self, settings: AutoSettings) -> list[Candidate]:
-        """All of them, the most promising first; one that needs no source stands there once."""
+        """All of them, the most promising first; one that needs no source stands there once.
+
+        Raises:
+            InputError: If there is none.
+        """
         made = []
         for strategy, rates in settings.candidates.items():
             needs_source = strategy_named(strategy).starts_from_pretrained
             for source in self.sources if needs_source else [""]:
                 made += [Candidate(source, strategy, rate) for rate in rates]
+        if not made:
+            raise InputError(
+                "--strategy auto: there is nothing to try; name strategies and rates in auto.candidates, or give "
+                "--pretrained"
+            )
         return made
 
     def adaptation(self, candidate: Candidate) -> Adaptation:

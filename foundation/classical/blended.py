@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,8 +58,8 @@ class BlendedHead(Head):
         self.recipe = NeighborRecipe(**recipe)
         self.register_buffer("weights", torch.zeros(len(Weights._fields), dtype=torch.float64))
         self.register_buffer("median", torch.zeros((), dtype=torch.float64))
-        for name, kind in Forest.__annotations__.items():
-            whole = "int64" in str(kind)
+        for name in Forest._fields:
+            whole = name in ("feature", "left", "right")
             empty = torch.zeros(num_trees, num_nodes, dtype=torch.int64 if whole else torch.float64)
             self.register_buffer(f"forest_{name}", empty)
 
@@ -71,7 +72,8 @@ class BlendedHead(Head):
         """[B] scaled prediction of the other head -> [B] in physical units, mixed."""
         own = self._learned(self.base.predict(scaled, batch).double())
         forest = Forest(*(getattr(self, f"forest_{name}").cpu().numpy() for name in Forest._fields))
-        says = forest.predict(describe_batch(batch.cpu() if scaled.is_cuda else batch, self.recipe))
+        # A copy: cpu() moves the batch itself, which other heads and members still need where it is.
+        says = forest.predict(describe_batch(copy.copy(batch).cpu(), self.recipe))
         trees = torch.from_numpy(np.asarray(says)).to(own.device)
         encoder, of_forest, of_median = self.weights
         mixed = encoder * own + of_forest * trees + of_median * self._learned(self.median)
@@ -92,7 +94,9 @@ class BlendedHead(Head):
 HEAD = f"{BlendedHead.__module__}.{BlendedHead.__qualname__}"  # its class_path
 
 
-def blended(head: Head, spec: HeadSpec, forest: Forest, weights: Weights, median: float, recipe: NeighborRecipe) -> Any:
+def blended(
+    head: Head, spec: HeadSpec, forest: Forest, weights: Weights, median: float, recipe: NeighborRecipe
+) -> tuple[BlendedHead, HeadSpec]:
     """A trained head mixed with a forest and the median.
 
     Args:

@@ -20,7 +20,9 @@ Predictor = Callable[[CrystalDataModule, Values, int], Values]
 
 
 def _median(data: CrystalDataModule, labels: Values, seed: int) -> Values:
-    return np.full(len(data.split.test), float(np.median(labels)))
+    from foundation.classical.trees import median_prediction
+
+    return median_prediction(labels, len(data.split.test))
 
 
 def _trees(data: CrystalDataModule, labels: Values, seed: int) -> Values:
