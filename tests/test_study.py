@@ -86,6 +86,16 @@ def test_a_grid_resumes_without_computing_anything_again(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*")} == times
 
 
+def test_models_over_folds_share_a_budget_and_no_member(study: Study, counted: list[list[str]], tmp_path: Path) -> None:
+    write_study(tmp_path / "study.yaml", recipes={"from_scratch": {"larger": {"folds": 3}}, "others": {"larger": {}}})
+    cells = "target=flat;size=10;strategy=from_scratch;seed=0,1"
+    assert study("--cells", cells, "--budget", "10m").code == 0
+    for call, seed in zip(counted, (0, 3), strict=True):
+        assert "--folds=3" in call
+        assert f"--seed={seed}" in call
+        assert "--trainer.max_time=00:00:03:20" in call
+
+
 def test_a_changed_recipe_is_computed_again(study: Study, counted: list[list[str]], tmp_path: Path) -> None:
     words = ["--cells", "target=flat;size=10;strategy=from_scratch", "--keep-models"]
     assert study(*words).code == 0

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint
 from foundation.inference import Ensemble, Values
-from foundation.paths import config_path
 from foundation.strategies.base import AdaptationStrategy
+from foundation.strategies.by_name import strategy_named
 from foundation.training.optimization import Optimization
-from foundation.training.spec import HeadSpec, import_subclass
+from foundation.training.spec import HeadSpec
 from foundation.training.trainer import fit_quietly
 
 SCRATCH = "from_scratch"
@@ -128,18 +126,3 @@ class Setting:
         name = self.head.property.name
         values: Values = Ensemble([module]).predict_graphs(data.graphs, data.split.test)[name][:, 0]
         return values
-
-
-def strategy_config(name: str) -> dict[str, Any]:
-    """``class_path`` and ``init_args`` of a file in configs/strategies."""
-    content: dict[str, Any] = yaml.safe_load(config_path(f"configs/strategies/{name}.yaml").read_text(encoding="utf-8"))
-    return dict(content["strategy"])
-
-
-def strategy_named(name: str) -> AdaptationStrategy:
-    """The strategy of a file in configs/strategies, as it stands there."""
-    content = strategy_config(name)
-    made: AdaptationStrategy = import_subclass(content["class_path"], AdaptationStrategy)(
-        **content.get("init_args", {})
-    )
-    return made

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.datamodule import CrystalDataModule
-from foundation.auto.candidates import Setting, strategy_named
+from foundation.auto.candidates import Setting
 from foundation.checkpoint import Checkpoint
 from foundation.inference import Ensemble
+from foundation.strategies.by_name import strategy_named
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec
 from foundation.training.trainer import fit_quietly

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from datamodules.datamodule import CrystalDataModule
 from foundation.adaptation import Adaptation
-from foundation.auto.candidates import strategy_config, strategy_named
 from foundation.checkpoint import Checkpoint, build_module, load_checkpoint, make_card
 from foundation.inference import Ensemble, evaluate
 from foundation.quickstart.prepare import HELD_BACK, PLENTIFUL, Prepared
+from foundation.strategies.by_name import strategy_config, strategy_named
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, train

@@ -157,7 +157,7 @@ def _metrics(plan: Plan, cell: Cell, folder: Path) -> dict[str, Any]:
 def _option_words(plan: Plan, cell: Cell) -> list[str]:
     """What the recipe, the seed and the budget say to ``foundation adapt``."""
     recipe = options_of(plan, cell)
-    models = recipe.get("seeds", 1)
+    models = recipe.get("folds") or recipe.get("seeds", 1)
     words = as_words({**recipe, "seed": cell.seed * models})  # no two cells share a member
     if plan.budget is None:
         return words

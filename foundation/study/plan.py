@@ -107,16 +107,13 @@ def needs_source(strategy: str) -> bool | None:
     Raises:
         InputError: If there is no such strategy.
     """
-    from foundation.strategies.base import AdaptationStrategy
-    from foundation.training.spec import import_subclass
+    from foundation.strategies.by_name import strategy_named
 
     if strategy in BASELINES:
         return False
     if strategy == AUTO:
         return None
-    class_path = _content(strategy_files(strategy)[0])["strategy"]["class_path"]
-    needed: bool = import_subclass(class_path, AdaptationStrategy).starts_from_pretrained
-    return needed
+    return strategy_named(strategy.split("+")[0]).starts_from_pretrained
 
 
 @cache
