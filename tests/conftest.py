@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from foundation.auto.folds import Folds
 
 pytest.register_assert_rewrite("testing", "suites", "studies")
 
@@ -78,3 +81,16 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from studies import write_folder
 
     return write_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def folds(tiny_store: Path) -> Folds:
+    """The formation energies of the tiny store, cut into five folds."""
+    from testing import tiny_encoder
+
+    from datamodules.datamodule import CrystalDataModule
+    from foundation.auto.folds import cut
+
+    data = CrystalDataModule(str(tiny_store))
+    data.choose(["formation_energy_per_atom"], tiny_encoder().recipe)
+    return cut(data, 5, seed=0)

@@ -31,13 +31,6 @@ NAME = "formation_energy_per_atom"
 SETTINGS = AutoSettings(candidates={"full": [1e-2, 1e-3, 1e-4], "last_blocks": [1e-3], SCRATCH: [1e-3]}, epochs=20)
 
 
-@pytest.fixture
-def folds(tiny_store: Path) -> Folds:
-    data = CrystalDataModule(str(tiny_store))
-    data.choose([NAME], tiny_encoder().recipe)
-    return cut(data, 5, seed=0)
-
-
 def poor(folds: Folds) -> Values:
     """What a forest would say that has learned nothing."""
     return np.full(len(folds.labels), 1e3)

@@ -18,7 +18,7 @@ from datamodules.batching import build_graphs
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN
-from foundation.auto.folds import Folds, cut
+from foundation.auto.folds import Folds
 from foundation.blending import GRID, weigh
 from foundation.checkpoint import find_members, load_checkpoint
 from foundation.classical.blended import Weights, blended
@@ -28,13 +28,6 @@ from foundation.inference import Ensemble
 from foundation.training.spec import HeadSpec
 
 NAME = "formation_energy_per_atom"
-
-
-@pytest.fixture
-def folds(tiny_store: Path) -> Folds:
-    data = CrystalDataModule(str(tiny_store))
-    data.choose([NAME], tiny_encoder().recipe)
-    return cut(data, 5, seed=0)
 
 
 def test_the_arrays_predict_as_the_forest_they_were_made_from(folds: Folds) -> None:
