@@ -38,9 +38,17 @@ class EdgeGeometry(NamedTuple):
         """The edges, a few at a time where no gradient needs them all: the cost of one then does not grow with them."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(self.sender) <= EDGES_AT_A_TIME:
             return [self]
-        flat = zip(*(values.split(EDGES_AT_A_TIME) for values in self[:4]), strict=True)
-        harmonics = zip(*(values.split(EDGES_AT_A_TIME) for values in self.harmonics), strict=True)
-        return [EdgeGeometry(*values, list(higher)) for values, higher in zip(flat, harmonics, strict=True)]
+        places = [slice(start, start + EDGES_AT_A_TIME) for start in range(0, len(self.sender), EDGES_AT_A_TIME)]
+        return [
+            EdgeGeometry(
+                sender=self.sender[place],
+                receiver=self.receiver[place],
+                radial=self.radial[place],
+                envelope=self.envelope[place],
+                harmonics=[harmonic[place] for harmonic in self.harmonics],
+            )
+            for place in places
+        ]
 
 
 class EdgeConvolution(nn.Module):

@@ -64,6 +64,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.names = list(heads)
         self.optimization = optimization or Optimization()
         self.weighting = weighting or FixedWeights(self.names)
+        self.beside: list[nn.Module] = [self.heads, self.weighting]  # what trains beside the encoder
         self.rates = dict(rates) if rates is not None else dict.fromkeys(encoder.stages(), 1.0)
         self.thaws = dict(thaws or {})
         # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
@@ -99,7 +100,20 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If the loss is NaN or infinite.
         """
         sums, counts, _ = self.losses(batch)
-        total = self.weighting(sums, counts)
+        return self.finish_step(batch, sums, counts, self.weighting(sums, counts))
+
+    def finish_step(self, batch: Any, sums: Tensor, counts: Tensor, total: Tensor) -> Tensor:
+        """Check the loss and take note of what is behind it.
+
+        Args:
+            batch: The batch.
+            sums: [P] sums of losses.
+            counts: [P] numbers of labels.
+            total: What is to be minimised, not yet divided by the number of labels.
+
+        Raises:
+            NonFiniteLoss: If the loss is NaN or infinite.
+        """
         if not bool(torch.isfinite(total)):
             raise NonFiniteLoss(self._describe_non_finite(batch, sums))
         self._labels_in_step.append(counts.sum())
@@ -162,9 +176,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one group per part that trains, and the schedule, stepped every step."""
-        groups = parameter_groups(
-            self.encoder.stages(), self.rates, [self.heads, self.weighting], self.optimization, self.thaws
-        )
+        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
         thaws = [group.pop("thaws_at") for group in groups]
         optimizer = torch.optim.AdamW(groups, foreach=True)
         steps = self._total_steps()
