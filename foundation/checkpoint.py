@@ -26,6 +26,7 @@ from datamodules.errors import InputError
 from datamodules.fingerprints import Seen
 from foundation.files import write_json
 from foundation.manifest import read_seen, save_seen, unknown
+from foundation.training.denoising import DenoisingModule
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.spec import ModelSpec
@@ -113,6 +114,7 @@ def make_card(
         "format_version": FORMAT_VERSION,
         "spec": spec.as_dict(),
         "optimization": asdict(module.optimization),
+        "denoising": asdict(module.denoising.settings) if isinstance(module, DenoisingModule) else None,
         "rates": dict(module.rates),
         "data": {
             "config": data.config,

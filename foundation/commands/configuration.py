@@ -20,6 +20,7 @@ from foundation.paths import config_path
 from foundation.process import is_first_process
 from foundation.tracking import default_mode
 from foundation.training.compilation import Asked
+from foundation.training.denoising import Displacements
 from foundation.training.optimization import Optimization
 from foundation.training.precision import MatmulPrecision
 from foundation.training.run import RunSettings
@@ -49,6 +50,7 @@ def training_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--train_size", type=int | None, default=None, help="the same as --data.train_size")
     parser.add_class_arguments(CrystalDataModule, "data", skip={"seed"})
     parser.add_class_arguments(Optimization, "optimization")
+    parser.add_class_arguments(Displacements, "denoising")
     parser.add_class_arguments(lightning.Trainer, "trainer", skip=_OWN_TRAINER_ARGUMENTS)
     return parser
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -15,8 +14,7 @@ from foundation.checkpoint import build_module, find_resumable, make_card, save_
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.training.denoising import DenoisingModule, Displacements
-from foundation.training.module import MultiTaskModule
+from foundation.training.denoising import Displacements, module_kind
 from foundation.training.optimization import Optimization
 from foundation.training.run import claim_folder, clear_run, train
 from foundation.training.scaling import fit_scalers
@@ -35,7 +33,6 @@ def parser() -> ArgumentParser:
         default=None,
         help="property name -> weight of its labels (1 where not named), or learned",
     )
-    made.add_class_arguments(Displacements, "denoising")
     return made
 
 
@@ -52,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     module = build_module(
         spec,
         Optimization(**config.optimization.as_dict()),
-        kind=_module_kind(Displacements(**config.denoising.as_dict()), config.seed),
+        kind=module_kind(Displacements(**config.denoising.as_dict()), config.seed),
         weighting=_weighting(config.task_weights, list(heads)),
     )
     resume = find_resumable(config.resume, spec) if config.resume else None
@@ -70,12 +67,6 @@ def main(words: Sequence[str]) -> int:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared
         print_metrics(results["test"], f"test crystals, {folder}")
     return 0
-
-
-def _module_kind(displacements: Displacements, seed: int) -> Callable[..., MultiTaskModule]:
-    if displacements.share == 0:
-        return MultiTaskModule
-    return partial(DenoisingModule, displacements=displacements, seed=seed)
 
 
 def _heads_in_store(heads: Any, data: CrystalDataModule) -> dict[str, Any]:

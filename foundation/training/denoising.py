@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,9 @@ class Displacements:
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and self.sigma > 0 and self.weight > 0):
             raise InputError("denoising: share lies between 0 and 1, sigma and weight are positive")
+
+
+AT_REST = Displacements()
 
 
 class Denoising(nn.Module):
@@ -79,6 +84,13 @@ class Denoising(nn.Module):
         moved = displacement.abs().sum(dim=1) > 0
         total: Tensor = (crystal_sum(error * moved, batch) / batch.num_atoms).sum()
         return total
+
+
+def module_kind(displacements: Displacements, seed: int) -> Callable[..., MultiTaskModule]:
+    """What makes the module that trains with these displacements: the plain one where no atom moves."""
+    if displacements.share == 0:
+        return MultiTaskModule
+    return partial(DenoisingModule, displacements=displacements, seed=seed)
 
 
 class DenoisingModule(MultiTaskModule):
