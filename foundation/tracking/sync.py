@@ -1,0 +1,74 @@
+"""Records made offline are uploaded by W&B's own sync."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.errors import InputError
+from foundation.tracking.logger import NAME, UNSENT
+from foundation.tracking.server import has_key, why_unreachable
+
+
+def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The records below some folders that wait for their upload, and those that are uploaded already.
+
+    Args:
+        folders: Run folders, folders of run folders, or records themselves.
+
+    Raises:
+        InputError: If there is no such folder, or no record below any of them.
+    """
+    waiting, uploaded = set(), set()
+    for folder in map(Path, folders):
+        if not folder.exists():
+            raise InputError(f"{folder}: no such folder; give the folders of runs")
+        for file in [folder] if folder.is_file() else folder.rglob("run-*.wandb"):
+            # W&B's own folders of runs that were online, and went through, are none of ours.
+            if file.parent.name.startswith("offline-run-") or (file.parent / UNSENT).exists():
+                (uploaded if _mark(file).exists() else waiting).add(file.resolve())
+    if not waiting and not uploaded:
+        raise InputError(f"{' '.join(map(str, folders))}: no run there was recorded offline by {NAME}")
+    return sorted(waiting), sorted(uploaded)
+
+
+def upload(records: Sequence[Path]) -> str | None:
+    """Upload records; those of one run go one after another, into one run.
+
+    Args:
+        records: Files that ``find_records`` gave.
+
+    Returns:
+        Why some were not uploaded; None where all were.
+
+    Raises:
+        InputError: If nobody is logged in, or the server does not answer.
+    """
+    if not has_key():
+        raise InputError(f"no key of {NAME}: run `wandb login`, or set WANDB_API_KEY")
+    problem = why_unreachable()
+    if problem is not None:
+        raise InputError(f"{NAME}: {problem}; nothing was uploaded, try again where there is a network")
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    words = [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, records)]
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    left = [file for file in records if not _mark(file).exists()]
+    if not left:
+        return None
+    return f"{len(left)} of {len(records)} records were not uploaded, such as {left[0]}: {_reason(answer)}"
+
+
+def _mark(file: Path) -> Path:
+    """What W&B leaves beside a record that it has uploaded."""
+    return file.with_name(f"{file.name}.synced")
+
+
+def _reason(answer: subprocess.CompletedProcess[str]) -> str:
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", answer.stdout + answer.stderr)
+    lines = [line.removeprefix("wandb: ").strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    told = [line for line in lines if re.match(r"(ERROR|Error)", line)] or lines[-1:]
+    return told[0] if told else f"`wandb sync` ended with {answer.returncode}"
