@@ -22,17 +22,17 @@ def main(words: Sequence[str]) -> int:
 
 
 def _sync(folders: Sequence[str]) -> int:
-    from foundation.tracking.sync import find_records, upload
+    from foundation.tracking.sync import check_server, find_records, upload
 
     waiting, uploaded = find_records(folders)
-    skipped = f"{len(uploaded)} uploaded before" if uploaded else ""
-    if not waiting:
-        print(f"nothing to upload: {skipped}")
-        return 0
-    print(f"uploading {len(waiting)} records" + (f"; {skipped}" if skipped else ""), file=sys.stderr, flush=True)
-    problem = upload(waiting)
-    if problem is not None:
-        print(f"foundation: error: {problem}", file=sys.stderr)
-        return 1
-    print(f"uploaded {len(waiting)} records")
-    return 0
+    before = f", {len(uploaded)} before" if uploaded else ""
+    if waiting:
+        check_server()
+    failed = 0
+    for number, record in enumerate(waiting, start=1):
+        problem = upload(record)
+        failed += problem is not None
+        told = "uploaded" if problem is None else f"error: {problem}:"
+        print(f"{number} of {len(waiting)}: {told} {record.parent}", file=sys.stderr, flush=True)
+    print(f"uploaded {len(waiting) - failed} of {len(waiting)} records{before}")
+    return 1 if failed else 0

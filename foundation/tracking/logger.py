@@ -14,13 +14,11 @@ from lightning.pytorch.loggers import WandbLogger
 from foundation.process import is_first_process
 from foundation.tracking.guard import Guard, GuardedLogger
 from foundation.tracking.identity import run_name
-from foundation.tracking.server import why_unreachable
+from foundation.tracking.server import NAME, UNSENT, why_unreachable
 
 T = TypeVar("T")
 
-NAME = "Weights & Biases"
 PROJECT = "foundation"
-UNSENT = "not-all-uploaded"  # file beside the log of an online run that could not be uploaded whole
 
 _INIT_SECONDS = 20
 _FINISH_SECONDS = 300  # W&B itself would wait for ever, on a machine that is paid for

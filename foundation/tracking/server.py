@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+NAME = "Weights & Biases"
+UNSENT = "not-all-uploaded"  # file beside the log of an online run that could not be uploaded whole
 TIMEOUT = 5.0  # seconds to wait for an answer; W&B itself would try for 90
 
 _PUBLIC = ("api.wandb.ai", "api.forge.coreweave.com")  # two names of one server; a key may stand under either

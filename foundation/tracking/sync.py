@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.errors import InputError
-from foundation.tracking.logger import NAME, UNSENT
-from foundation.tracking.server import has_key, why_unreachable
+from foundation.tracking.server import NAME, UNSENT, has_key, why_unreachable
 
 
 def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The records below some folders that wait for their upload, and those that are uploaded already.
+    """The records below some folders that wait for their upload, and those that are uploaded already, oldest first.
+
+    A model is then known to the server as what its run has made before another run starts from it.
 
     Args:
         folders: Run folders, folders of run folders, or records themselves.
@@ -23,7 +24,8 @@ def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     Raises:
         InputError: If there is no such folder, or no record below any of them.
     """
-    waiting, uploaded = set(), set()
+    waiting: set[Path] = set()
+    uploaded: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.exists():
             raise InputError(f"{folder}: no such folder; give the folders of runs")
@@ -33,17 +35,11 @@ def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
                 (uploaded if _mark(file).exists() else waiting).add(file.resolve())
     if not waiting and not uploaded:
         raise InputError(f"{' '.join(map(str, folders))}: no run there was recorded offline by {NAME}")
-    return sorted(waiting), sorted(uploaded)
+    return sorted(waiting, key=_begun), sorted(uploaded, key=_begun)
 
 
-def upload(records: Sequence[Path]) -> str | None:
-    """Upload records; those of one run go one after another, into one run.
-
-    Args:
-        records: Files that ``find_records`` gave.
-
-    Returns:
-        Why some were not uploaded; None where all were.
+def check_server() -> None:
+    """Refuse to begin what cannot be done.
 
     Raises:
         InputError: If nobody is logged in, or the server does not answer.
@@ -53,13 +49,27 @@ def upload(records: Sequence[Path]) -> str | None:
     problem = why_unreachable()
     if problem is not None:
         raise InputError(f"{NAME}: {problem}; nothing was uploaded, try again where there is a network")
+
+
+def upload(record: Path) -> str | None:
+    """Upload one record.
+
+    Args:
+        record: A file that ``find_records`` gave.
+
+    Returns:
+        Why it was not uploaded; None where it was.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-    words = [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, records)]
+    words = [sys.executable, "-m", "wandb", "sync", "--include-online", str(record)]
     answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    left = [file for file in records if not _mark(file).exists()]
-    if not left:
-        return None
-    return f"{len(left)} of {len(records)} records were not uploaded, such as {left[0]}: {_reason(answer)}"
+    return None if _mark(record).exists() else _reason(answer)
+
+
+def _begun(record: Path) -> tuple[str, Path]:
+    """When a record was begun, as the name of its folder tells."""
+    found = re.search(r"run-(\d{8}_\d{6})-", record.parent.name)
+    return (found[1] if found else "", record)
 
 
 def _mark(file: Path) -> Path:
