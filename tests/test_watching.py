@@ -78,7 +78,7 @@ def test_a_history_without_weights_and_biases_has_it_too(foundation: Command, ti
     steps = history.dropna(subset="gradient_norm")
     assert steps["step"].tolist() == [0, 3, 7, 11]
     assert (steps["gradient_norm"] > 1e-2).all(), "the norm after clipping"
-    assert steps["lr/readout"].iloc[0] < steps["lr/readout"].max()
+    assert steps["lr/readout"].is_monotonic_decreasing, "not the rates of their steps"
     assert steps["lr/readout"].iloc[-1] == pytest.approx(steps["lr/heads"].iloc[-1])
     # Once: the second epoch begins within a hundred steps.
     assert history["train/band_gap/gradient_norm"].notna().sum() == 1
@@ -94,14 +94,14 @@ def test_waiting_for_data_is_seen(
     gather = GraphArrays.gather
 
     def slowly(*arguments: Any, **named: Any) -> CrystalBatch:
-        time.sleep(1.0)
+        time.sleep(0.5)
         return gather(*arguments, **named)
 
     monkeypatch.setattr(GraphArrays, "gather", slowly)
     history = train(foundation, tiny_store, tmp_path / "run", "--trainer.limit_train_batches", 4)
     last = history.dropna(subset="speed/data_wait").iloc[-1]
     assert last["speed/data_wait"] > 0.5
-    assert 0 < last["speed/crystals_per_second"] < 12  # at most 8 crystals a batch, four batches, three waits
+    assert 0 < last["speed/crystals_per_second"] < 24  # at most 8 crystals a batch, four batches, three waits
 
 
 @pytest.mark.parametrize("weighting", [FixedWeights(NAMES, {"band_gap": 3.0}), UncertaintyWeights(NAMES)])
@@ -141,7 +141,7 @@ def test_rates_name_the_parts_and_what_stands_still() -> None:
 
 def test_the_largest_errors_are_those_of_the_right_crystals(tiny_store: Path, tiny_run: Path) -> None:
     data = CrystalDataModule(str(tiny_store))
-    data.choose(["band_gap"], NeighborRecipe())
+    data.choose(["band_gap", "formation_energy_per_atom"], NeighborRecipe())
     rows = data.split.rows("train")
     target = data.labels[torch.from_numpy(rows), 0].double().numpy()
     known = ~np.isnan(target)

@@ -115,7 +115,7 @@ def _begin(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=run_name(folder),
         group=group,
-        dir=folder,
+        dir=folder.resolve(),  # W&B's own process may have been started in another folder
         id=run_id,
         resume="allow",
         mode=mode,  # type: ignore[arg-type]
