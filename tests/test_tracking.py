@@ -180,6 +180,17 @@ def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(
     assert (tmp_path / "run" / FILE).read_text() != kept
 
 
+def test_a_run_that_judges_on_nothing_still_records_its_model(
+    foundation: Command, tiny_store: Path, tmp_path: Path
+) -> None:
+    words = ["pretrain", "--data.store", tiny_store, "--data.properties", "band_gap", *TINY, *QUIET, *OFFLINE]
+    words += ["--data.val_share", 0, "--data.test_share", 0, "--trainer.max_epochs", 1, "--out", tmp_path / "run"]
+    answer = foundation(*words)
+    assert answer.code == 0, answer.err
+    assert "fails" not in answer.err
+    assert [entry["type"] for entry in entries(record_of(tmp_path / "run"), "artifact")] == ["dataset", "model"]
+
+
 def failing_log(monkeypatch: pytest.MonkeyPatch) -> None:
     def log(*_: Any, **__: Any) -> None:
         raise NO_SPACE

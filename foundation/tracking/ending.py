@@ -20,7 +20,7 @@ def record_ending(tracker: Tracker, results: Mapping[str, Any], folder: Path) ->
         results: What metrics.json holds.
         folder: The run's folder.
     """
-    tracker.record(tracker.run.summary.update, final_metrics(results))
+    tracker.record(lambda: tracker.run.summary.update(final_metrics(results)))
     tracker.record(lambda: tracker.run.log(_pictures(folder)))
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():

@@ -23,7 +23,7 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
-from foundation.largest_errors import largest_errors
+from foundation.largest_errors import COLUMNS, largest_errors
 from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
@@ -196,7 +196,7 @@ def _report(
         **found,
     }
     pairs: dict[str, Any] = {}
-    worst = pd.DataFrame()
+    worst = pd.DataFrame(columns=list(COLUMNS))
     for part in ("val", "test"):
         results[part], pairs = evaluate(ensemble, data, part)
         if len(data.split.rows(part)):  # those that test, where there are any
