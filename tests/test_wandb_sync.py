@@ -43,6 +43,8 @@ def test_records_are_uploaded_once_and_in_order(
     foundation: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = record(tmp_path / "runs", "one"), record(tmp_path / "runs", "two")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with server() as there:
         monkeypatch.setenv("WANDB_BASE_URL", there.url)
         answer = foundation("wandb", "sync", tmp_path / "runs")
@@ -55,6 +57,7 @@ def test_records_are_uploaded_once_and_in_order(
         assert list(there.artifacts) == [("pre-one", there.variables("CreateArtifact")[0]["digest"])]
         (used,) = there.variables("UseArtifact")
         assert (used["artifactID"], used["runName"]) == ("A0", "two")
+        assert list((tmp_path / "here").iterdir()) == []
         assert {"card.json", "config.yaml", "wandb-summary.json"} <= set(there.files)
         there.asked.clear()
         again = foundation("wandb", "sync", tmp_path / "runs" / "one", second)

@@ -61,6 +61,7 @@ def upload(record: Path) -> str | None:
         Why it was not uploaded; None where it was.
     """
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    environment["WANDB_DIR"] = str(record.parents[2])  # its logs go to the run's own folder wandb/, not to this one
     words = [sys.executable, "-m", "wandb", "sync", "--include-online", str(record)]
     answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     return None if _mark(record).exists() else _reason(answer)
