@@ -104,7 +104,8 @@ class Adaptation:
             lines = transfer(module.encoder, self.pretrained)
             kept_heads = [head for head in self.spec.heads if head != name or self.strategy.keeps_head]
             lines += transfer_heads(module.heads, self.pretrained, kept_heads)
-            source = {"path": str(self.pretrained.path), "data": self.pretrained.card["data"]}
+            card = self.pretrained.card
+            source = {"path": str(self.pretrained.path), "data": card["data"], "run": card.get("run")}
             module.seen = self.pretrained.seen
         else:
             lines = ["new: the whole encoder"]

@@ -18,7 +18,7 @@ from datamodules.properties import Property
 from foundation.commands.parsing import bracket_lists, one_line
 from foundation.paths import config_path
 from foundation.process import is_first_process
-from foundation.tracking import default_mode
+from foundation.tracking.server import default_mode
 from foundation.training.compilation import Asked
 from foundation.training.denoising import Displacements
 from foundation.training.optimization import Optimization
@@ -111,7 +111,7 @@ def head_spec(head: Any, property: Property) -> HeadSpec:
     return HeadSpec(head["class_path"], init_args, property)
 
 
-def run_settings(config: Namespace, folder: Path, resume: str | None, group: str, runs: int = 1) -> RunSettings:
+def run_settings(config: Namespace, folder: Path, resume: str | None, group: str | None, runs: int = 1) -> RunSettings:
     """Where and how a run of this configuration is recorded."""
     return RunSettings(
         folder=folder,

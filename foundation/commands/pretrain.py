@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     if config.overwrite and resume is None:
         clear_run(folder)
     module.card = make_card(spec, module, data)
-    settings = run_settings(config, folder, resume, "pretrain")
+    settings = run_settings(config, folder, resume, group=None)
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared

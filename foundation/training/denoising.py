@@ -121,7 +121,7 @@ class DenoisingModule(MultiTaskModule):
         """
         displacement = self.denoising.draw(batch, self._generator(batch_index)).to(batch.edge_vector.device)
         with full_precision(self.encoder(self.denoising.displaced(batch, displacement), None)) as features:
-            sums, counts, _ = self._losses_of_heads(features, batch)
+            sums, counts, _ = self.losses_of_heads(features, batch)
             loss = self.denoising.loss(features, displacement, batch)
         self.denoising_error.update(loss.detach() / len(batch.num_atoms))
         return self.finish_step(

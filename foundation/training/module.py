@@ -74,6 +74,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
         self.val_metrics = _Metrics({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
+        self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
         self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
 
@@ -136,6 +137,7 @@ class MultiTaskModule(lightning.LightningModule):
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
         self._labels_in_step.clear()
+        self.gradient_norm = nn.utils.get_total_norm(gradients)
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of every property and the effective weights."""
@@ -195,9 +197,10 @@ class MultiTaskModule(lightning.LightningModule):
         # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
         encoded = self.encoder(batch, known) if self.training else self.encoder.forward(batch, known)
         with full_precision(encoded) as features:
-            return self._losses_of_heads(features, batch)
+            return self.losses_of_heads(features, batch)
 
-    def _losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same from the encoder's features [N, D], in single precision at least."""
         sums, counts, predicted = [], [], {}
         # Labels of the first heads only: the others have none here, as old heads have in the new property's data.
         labels = nn.functional.pad(batch.labels, (0, len(self.names) - batch.labels.shape[1]), value=torch.nan)
