@@ -28,6 +28,10 @@ class Work:
         self.graphs = graphs
         self.max_edges = max_edges
 
+    def of(self, rows: Rows) -> Rows:
+        """[K] work of crystals, in units of an edge."""
+        return ATOM * _lengths(self.graphs.atom_ptr, rows) + EDGE * _lengths(self.graphs.edge_ptr, rows)
+
     def deal(self, rows: Rows, world: int) -> list[Rows]:
         """Every process's share of a global batch, in the order of the batch.
 
@@ -35,8 +39,8 @@ class Work:
             rows: [K] the batch.
             world: How many processes; where there are no more than rows, each gets one at least.
         """
+        shares = equal_shares(self.of(rows), world)
         edges = _lengths(self.graphs.edge_ptr, rows)
-        shares = equal_shares(ATOM * _lengths(self.graphs.atom_ptr, rows) + EDGE * edges, world)
         if max(int(edges[share].sum()) for share in shares) > self.max_edges:
             shares = shares_by_rounds(edges, world)
         return [rows[share] for share in shares]

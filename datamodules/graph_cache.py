@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,11 +31,14 @@ def cached_graphs(store: CrystalStore, recipe: NeighborRecipe) -> GraphArrays:
     The cache is named by the content hash of the store, the recipe and the layout of the files, so it cannot be
     stale: other content, another recipe or another layout is another folder.
     """
-    place = kept(
-        store, "graphs", [store.content_hash, recipe.key, LAYOUT], lambda folder: _write(folder, store, recipe)
-    )
+    place = kept(store, "graphs", cache_key(store, recipe), lambda folder: _write(folder, store, recipe))
     # As plain arrays: every operation on numpy's own class of mapped arrays costs microseconds more.
     return GraphArrays(**{array: np.asarray(np.load(place / f"{array}.npy", mmap_mode="r")) for array in _ARRAYS})
+
+
+def cache_key(store: CrystalStore, recipe: NeighborRecipe) -> list[Any]:
+    """What the graphs of a store depend on."""
+    return [store.content_hash, recipe.key, LAYOUT]
 
 
 def _write(folder: Path, store: CrystalStore, recipe: NeighborRecipe) -> None:
