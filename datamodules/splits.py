@@ -245,4 +245,4 @@ def _whole_groups(ends: Rows, start: int, count: int) -> int:
     """Where at least ``count`` rows in whole groups end that begin at ``start``; the last end if there are fewer."""
     if count <= 0 or not len(ends):
         return start
-    return int(ends[min(np.searchsorted(ends, start + count), len(ends) - 1)])
+    return int(ends[min(int(np.searchsorted(ends, start + count)), len(ends) - 1)])

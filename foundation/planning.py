@@ -111,8 +111,8 @@ def plan(found: Probe, machine: Machine, data: CrystalDataModule, crystals: int)
         ``memory`` of a GPU in GiB, of it ``weights``; ``largest_batch`` crystals on it; ``crystals_per_second`` of all;
         ``epochs_per_day``; shares of a step: ``communication`` and ``waiting``; ``steps`` of an epoch.
     """
-    weights = 4 * found.parameters * COPIES[machine.strategy]
-    weights = weights / machine.gpus if machine.strategy == "fsdp2" else weights
+    holders = machine.gpus if machine.strategy == "fsdp2" else 1
+    weights = 4 * found.parameters * COPIES[machine.strategy] / holders
     per_crystal = found.bytes_per_edge * found.edges
     held = min(data.batch_size * found.edges, float(data.max_edges)) / found.edges  # crystals in a batch
     compute = found.step_seconds(held)

@@ -25,12 +25,10 @@ from foundation.training.optimization import Optimization
 from foundation.training.sharded import local
 from foundation.training.trainer import make_trainer, silence_lightning
 
-STEPS = 5  # an epoch
-RUNS: dict[str, dict[str, Any]] = {
-    f"{strategy}, {accumulate}": {"strategy": strategy, "accumulate_grad_batches": accumulate}
-    for strategy in ("ddp", "fsdp2")
-    for accumulate in (1, 2)
-}
+# Five steps: an epoch of five batches, or more than one of them in pairs.
+ONCE: dict[str, Any] = {"max_epochs": 1}
+PAIRS: dict[str, Any] = {"max_epochs": 2, "max_steps": 5, "accumulate_grad_batches": 2}
+TWICE: dict[str, Any] = {"max_epochs": 2}
 
 
 class Held(Callback):
@@ -50,12 +48,13 @@ def train(store: Path, folder: Path, resume: Path | None = None, **trainer_args:
         module, spec = make_module(data)
         module.optimization = Optimization(schedule_epochs=3)
         module.card = make_card(spec, module, data)
-        arguments = {"accelerator": "cpu", "devices": 2, "max_steps": STEPS, "max_epochs": 3, "gradient_clip_val": 0.5}
-        arguments |= {"enable_progress_bar": False, **trainer_args}
+        arguments = {"accelerator": "cpu", "devices": 2, "gradient_clip_val": 0.5, "enable_progress_bar": False}
+        arguments |= trainer_args
         held = Held()
         loggers: list[Any] = [CSVLogger(folder, name="", version="")]
         trainer = make_trainer(folder, loggers, module, True, [held], arguments)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        assert trainer.global_step == (10 if trainer_args["max_epochs"] == 2 and "max_steps" not in trainer_args else 5)
     return module, held.count
 
 
@@ -67,11 +66,16 @@ def weights_of(trained: tuple[MultiTaskModule, int]) -> tuple[dict[str, Tensor],
 
 if __name__ == "__main__":
     store, out = map(Path, sys.argv[1:])
-    found = {name: weights_of(train(store, out / name, **args)) for name, args in RUNS.items()}
-    found["ddp, long"] = weights_of(train(store, out / "long", strategy="ddp", max_steps=2 * STEPS))
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        for name, more in (("1", ONCE), ("2", PAIRS)):
+            found[f"{strategy}, {name}"] = weights_of(
+                train(store, out / f"{strategy}, {name}", strategy=strategy, **more)
+            )
+    found["ddp, long"] = weights_of(train(store, out / "long", strategy="ddp", **TWICE))
     for begun, strategy in (("ddp", "fsdp2"), ("fsdp2", "fsdp2"), ("fsdp2", "ddp")):
         folder = out / f"{begun}, then {strategy}"
         last = out / f"{begun}, 1" / "checkpoints" / "last.ckpt"
-        found[folder.name] = weights_of(train(store, folder, last, strategy=strategy, max_steps=2 * STEPS))
+        found[folder.name] = weights_of(train(store, folder, last, strategy=strategy, **TWICE))
     if torch.distributed.get_rank() == 0:
         torch.save(found, out / "weights.pt")

@@ -91,8 +91,8 @@ class Sharded(ModelParallelStrategy):
             unit = self.model.get_submodule(path)
             for own, sharded in zip(plain.parameters(), unit.parameters(), strict=True):
                 own.data = whole(sharded.detach())
-            for own, kept in zip(plain.buffers(), unit.buffers(), strict=True):
-                own.data = kept
+            for buffer, kept in zip(plain.buffers(), unit.buffers(), strict=True):
+                buffer.data = kept
             self._replace(path, plain)
         self._plain.clear()
         self.optimizers = []  # of weights that are gone
@@ -162,7 +162,7 @@ def unit_paths(module: nn.Module) -> list[str]:
 def load_shards(module: nn.Module | None, weights: dict[str, Tensor]) -> None:
     """Load whole weights into a sharded module; every process has them and takes its share."""
     assert module is not None
-    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(module, dict[str, Any](weights), options=StateDictOptions(full_state_dict=True))
 
 
 class ShardedAverage(ExponentialAverage):
