@@ -97,5 +97,7 @@ def test_two_processes_are_compared_with_one(foundation: Command, tmp_path: Path
     assert "idle check" in answer.out
     found = json.loads((tmp_path / "scaling.json").read_text())
     for way in ("balanced", "counted"):
-        assert found[f"efficiency_{way}"]["median"] == pytest.approx(found["alone"][0] / found[way][0] / 2)
+        for place, clock in enumerate(("wall", "processor")):
+            expected = found["alone"][0][place] / found[way][0][place] / 2
+            assert found["efficiency"][way][clock]["median"] == pytest.approx(expected)
     assert 0 < found["core"][0] <= 1.05

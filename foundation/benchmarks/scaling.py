@@ -32,6 +32,7 @@ from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 
 WAYS = ("balanced", "counted")
+CLOCKS = ("wall", "processor")
 IDLE = 0.9  # share of a core that a process must get for its figures to say something
 _SPIN_SECONDS = 0.2
 
@@ -45,7 +46,8 @@ def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
         steps: Steps of the two processes in each.
 
     Returns:
-        ``efficiency`` of every way: the rate of two processes over twice that of one, every round's and the median;
+        ``efficiency`` of every way by ``wall`` and by ``processor`` time, where that of the slower process of each
+        step counts: the rate of two processes over twice that of one, every round's and the median;
         ``all_reduce_seconds`` of the gradients; ``core``: the least share of a core that a process got in a round.
     """
     with socket.socket() as free:
@@ -61,9 +63,11 @@ def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
     if any(process.returncode for process in launched):
         raise RuntimeError("a process of the benchmark failed; its error stands above")
     found = json.loads(answers[0])
+    found["efficiency"] = {way: {} for way in WAYS}
     for way in WAYS:
-        each = [alone / (2 * both) for alone, both in zip(found["alone"], found[way], strict=True)]
-        found[f"efficiency_{way}"] = {"median": median(each), "rounds": each}
+        for place, clock in enumerate(CLOCKS):
+            each = [alone[place] / (2 * both[place]) for alone, both in zip(found["alone"], found[way], strict=True)]
+            found["efficiency"][way][clock] = {"median": median(each), "rounds": each}
     return {**found, "load": os.getloadavg()[0]}
 
 
@@ -79,34 +83,33 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), foreach=True)
         self.random = np.random.default_rng(0)  # the same in both processes
 
-    def step(self, rows: Rows, model: nn.Module) -> None:
-        """One step on these crystals, as training does it."""
+    def step(self, rows: Rows, model: nn.Module) -> float:
+        """One step on these crystals, as training does it; processor seconds of this process."""
+        busy = time.process_time()
         batch = self.graphs.gather(rows)
         loss: Tensor = model(batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return time.process_time() - busy
 
-    def round(self, steps: int) -> dict[str, float]:
-        """Wall seconds of every way on the same crystals, in an order that changes."""
+    def round(self, steps: int) -> dict[str, list[float]]:
+        """Wall and processor seconds of every way on the same crystals, in an order that changes."""
         rank = dist.get_rank()
         batches = [self.random.integers(0, len(self.graphs), 2 * BATCH_SIZE) for _ in range(steps)]
         own = _Step(self.module)
 
-        def alone() -> None:
-            for rows in batches if rank == 0 else []:
-                for half in np.split(rows, 2):
-                    self.step(half, own)
+        def alone() -> list[float]:
+            halves = [np.split(rows, 2) for rows in batches if rank == 0]
+            return [sum(self.step(half, own) for half in both) for both in halves] or [0.0] * steps
 
-        def balanced() -> None:
-            for rows in batches:
-                self.step(self.work.deal(rows, 2)[rank], self.together)
+        def balanced() -> list[float]:
+            return [self.step(self.work.deal(rows, 2)[rank], self.together) for rows in batches]
 
-        def counted() -> None:
-            for rows in batches:
-                self.step(rows[rank::2], self.together)
+        def counted() -> list[float]:
+            return [self.step(rows[rank::2], self.together) for rows in batches]
 
-        ways: dict[str, Callable[[], None]] = {"alone": alone, "balanced": balanced, "counted": counted}
+        ways: dict[str, Callable[[], list[float]]] = {"alone": alone, "balanced": balanced, "counted": counted}
         return {name: _seconds(ways[name]) for name in self.random.permutation(list(ways)).tolist()}
 
 
@@ -123,18 +126,25 @@ class _Step(nn.Module):
         return out
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    """From when both processes begin until both are done."""
+def _seconds(work: Callable[[], list[float]]) -> list[float]:
+    """Wall seconds until both processes are done, and processor seconds of whichever was slower in each step."""
     dist.barrier()
     begin = time.perf_counter()
-    work()
+    busy = torch.tensor(work())
     dist.barrier()
-    return time.perf_counter() - begin
+    wall = time.perf_counter() - begin
+    dist.all_reduce(busy, dist.ReduceOp.MAX)
+    return [wall, float(busy.sum())]
 
 
 def _all_reduce_seconds(trainer: Trainer) -> float:
     gradients = torch.zeros(sum(parameter.numel() for parameter in trainer.module.parameters()))
-    return median(_seconds(lambda: dist.all_reduce(gradients)) for _ in range(5))
+
+    def reduce() -> list[float]:
+        dist.all_reduce(gradients)
+        return [0.0]
+
+    return median(_seconds(reduce)[0] for _ in range(5))
 
 
 def _share_of_a_core() -> float:
@@ -155,14 +165,15 @@ def main(data: str, rounds: int, steps: int) -> None:
     crystals = benchmark_crystals(Path(data) if data else None)
     trainer = Trainer(build_graphs(crystals, build_module(benchmark_spec(), Optimization()).encoder.recipe))
     trainer.round(1)  # warms up
-    found: dict[str, list[float]] = {"alone": [], "core": [], **{way: [] for way in WAYS}}
+    core: list[float] = []
+    found: dict[str, list[list[float]]] = {name: [] for name in ("alone", *WAYS)}
     for _ in range(rounds):
-        found["core"].append(_share_of_a_core())
+        core.append(_share_of_a_core())
         for name, seconds in trainer.round(steps).items():
             found[name].append(seconds)
     reduced = _all_reduce_seconds(trainer)
     if dist.get_rank() == 0:
-        print(json.dumps({**found, "all_reduce_seconds": reduced, "steps": steps, "batch_size": BATCH_SIZE}))
+        print(json.dumps({**found, "core": core, "all_reduce_seconds": reduced, "steps": steps}))
     dist.destroy_process_group()
 
 

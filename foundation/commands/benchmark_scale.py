@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 from foundation.commands.parsing import OneLineParser
@@ -42,20 +43,21 @@ def rows_parser() -> OneLineParser:
 
 
 def _scaling(args: argparse.Namespace) -> int:
-    from foundation.benchmarks.scaling import IDLE, WAYS, run_scaling
+    from foundation.benchmarks.scaling import CLOCKS, IDLE, WAYS, run_scaling
     from foundation.commands.benchmark import crystals_file
     from foundation.commands.report import number, print_table
     from foundation.files import write_json
 
     found = run_scaling(crystals_file(args.data), max(1, args.rounds), max(1, args.steps))
     rows = []
-    for way in WAYS:
-        each = found[f"efficiency_{way}"]
-        rows.append([way, *(number(value) for value in (each["median"], min(each["rounds"]), max(each["rounds"])))])
+    for way, clock in itertools.product(WAYS, CLOCKS):
+        each = found["efficiency"][way][clock]
+        values = (each["median"], min(each["rounds"]), max(each["rounds"]))
+        rows.append([way, clock, *(number(value) for value in values)])
     core = min(found["core"])
-    print_table("rate of two processes over twice that of one", ["batches", "median", "least", "most"], rows)
+    print_table("rate of two processes over twice that of one", ["batches", "clock", "median", "least", "most"], rows)
     print(f"averaging gradients takes {1e3 * found['all_reduce_seconds']:.2g} ms")
-    verdict = "" if core >= IDLE else ": other work runs here, so these figures say little; run it on an idle machine"
+    verdict = "" if core >= IDLE else ": other work runs here, so wall time says little; run it on an idle machine"
     print(f"idle check: a process got {core:.0%} of a core at least, load {found['load']:.1f}{verdict}")
     if args.out:
         write_json(Path(args.out), found)
