@@ -82,6 +82,13 @@ class GraphArrays:
         size = int(self.atom_ptr[row + 1] - self.atom_ptr[row])
         return np.bincount(edges, minlength=size).astype(np.int64)
 
+    def elements(self, rows: Ints, block: int = 100_000) -> list[int]:
+        """Atomic numbers that occur in the given rows, ascending, looked at block by block."""
+        found = np.zeros(256, dtype=bool)
+        for start in range(0, len(rows), block):
+            found[self.numbers[_ragged(self.atom_ptr, rows[start : start + block])[0]]] = True
+        return list(np.flatnonzero(found).tolist())
+
     def gather(self, rows: Sequence[int] | Ints, labels: Tensor | None = None) -> CrystalBatch:
         """The crystals of the given rows as one batch.
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batching import CrystalBatch, GraphArrays
+from datamodules.dealing import Work
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
 from datamodules.graph_cache import cached_graphs
 from datamodules.known import KnownFeatures
 from datamodules.loading import make_loader
+from datamodules.mapped_labels import mapped_labels
 from datamodules.properties import DERIVED, Property
 from datamodules.replay import Rehearsal, RehearsingLoader
 from datamodules.sampling import BatchedRows, temperature_weights
@@ -45,7 +47,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         test_share: Share of the random split that tests.
         exclude: Stores, structure files, files of id lists or folders of these, whose crystals do not train.
         exclude_by: Whether the same "formula" or the same "structure" excludes.
-        batch_size: Crystals per process and step.
+        batch_size: Crystals per process and step, in the mean: processes get crystals of equal work, not as many.
         max_edges: Edges per process and step: a batch of large cells takes fewer crystals, so that memory is bounded.
         temperature: Draw crystals so that property p is visited in proportion to n_p^(1/temperature); None
             visits every crystal once an epoch.
@@ -95,7 +97,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         for name in names:
             self.property_of(name)
         self.names, self.recipe = list(names), recipe
-        self._labels = torch.from_numpy(self._read_labels()).to(torch.get_default_dtype())
+        self._labels = mapped_labels(self.store, self.names, self._read_labels)
         self._split = self._make_split()
         self._graphs = None
 
@@ -152,7 +154,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         Raises:
             InputError: If no crystal is left to train on.
         """
-        kept = np.array([self.store.formulas[row] not in formulas for row in self.split.train.tolist()], dtype=bool)
+        kept = ~self.store.has_formula(formulas)[self.split.train]
         if not kept.any():
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")
         self._split = replace(self.split, train=self.split.train[kept])
@@ -209,6 +211,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         sampler = BatchedRows(
             rows, self.batch_size, seed=self.order_seed, costs=costs, max_cost=self.max_edges, **order
         )
+        sampler.work = Work(self.graphs, self.max_edges)
         known = self.known if self.known is not None and self.known.covers(rows) else None
         return make_loader(self.graphs, self.labels, sampler, known)
 
@@ -223,7 +226,7 @@ class CrystalDataModule(lightning.LightningDataModule):
 
     def _make_split(self) -> Split:
         config = self.config
-        labelled: npt.NDArray[np.bool_] = np.any(self.labelled, axis=1)
+        labelled: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).all(dim=1).numpy()
         if config["splits"] is not None:
             split = split_from_lists(
                 Path(config["splits"]),
@@ -235,9 +238,8 @@ class CrystalDataModule(lightning.LightningDataModule):
             )
         else:
             shares = (config["val_share"], config["test_share"])
-            split = split_by_formula(
-                self.store.formulas, np.flatnonzero(labelled), self.seed, config["train_size"], shares
-            )
+            codes, _ = self.store.formula_codes()
+            split = split_by_formula(codes, np.flatnonzero(labelled), self.seed, config["train_size"], shares)
         split = self._without_excluded(split)
         if not len(split.train):
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")

@@ -41,7 +41,7 @@ def excluded_rows(
     for place in places:
         for crystal in crystals_to_exclude(Path(place)):
             partners.setdefault(reduced_formula(crystal.numbers), []).append(crystal)
-    named = np.array([store.formulas[row] in partners for row in candidates.tolist()], dtype=bool)
+    named = store.has_formula(partners)[candidates]
     if by == "formula":
         return named
     spaces: dict[int, int] = {}

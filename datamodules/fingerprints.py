@@ -159,13 +159,17 @@ class Seen:
 
 
 def _formula_hashes(store: CrystalStore, rows: Rows) -> npt.NDArray[np.int64]:
-    digests = [hashlib.blake2b(store.formulas[row].encode(), digest_size=8).digest() for row in rows.tolist()]
-    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+    codes, formulas = store.formula_codes()
+    digests = [hashlib.blake2b(formula.encode(), digest_size=8).digest() for formula in formulas]
+    hashes: npt.NDArray[np.int64] = np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)[codes[rows]]
+    return hashes
 
 
 def _log_volumes(store: CrystalStore, rows: Rows) -> npt.NDArray[np.int16]:
-    volumes = np.abs(np.linalg.det(store.lattices[rows])) / np.diff(store.ptr)[rows]
     limits = np.iinfo(np.int16)
-    steps = np.round((np.log(np.maximum(volumes, 1e-9)) - _CENTRE) / _STEP)
-    clipped: npt.NDArray[np.int16] = np.clip(steps, limits.min, limits.max).astype(np.int16)
-    return clipped
+    volumes = np.empty(len(store), dtype=np.int16)
+    for start, block in store.blocks():
+        per_atom = np.abs(np.linalg.det(block.lattices)) / np.diff(block.ptr)
+        steps = np.round((np.log(np.maximum(per_atom, 1e-9)) - _CENTRE) / _STEP)
+        volumes[start : start + len(block)] = np.clip(steps, limits.min, limits.max)
+    return volumes[rows]

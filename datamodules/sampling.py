@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from datamodules.dealing import Work
+
 Rows = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 20  # rows drawn at once
 
 
 class BatchedRows(Sampler[Rows]):
     """Batches of rows, seeded by the epoch and dealt out to the processes of a distributed run.
 
     Every process draws the same order from (seed, epoch) and takes its share of each global batch, so the
-    global batches do not depend on the number of processes that share them.
+    global batches do not depend on the number of processes that share them. Shares are of equal work, not of equal
+    count (``datamodules.dealing``).
 
     A batch that would cost too much takes fewer rows. So that every epoch has the same number of steps all the
     same, rows then fall into classes of cost, and each place of the order belongs to one class in all epochs:
     batches are cut once, for the costliest row of the class at each place. Where no batch can cost too much there
     is one class.
 
+    Beside the rows, 2 bytes of each are kept for its class and 8 for its weight, where there are such, and 4 for
+    its place while an epoch lasts.
+
     Args:
         rows: [M] rows to visit.
-        batch_size: Crystals per process and step.
+        batch_size: Crystals per process and step, in the mean over the processes.
         shuffle: Whether the order changes every epoch.
         seed: Seed of the order.
         weights: [M] relative chance of each row; if given, rows are drawn with replacement.
         distributed: Whether the processes of a distributed run share the rows; False gives every process all.
         costs: [M] cost of each row, if batches are bounded.
         max_cost: What a process may spend on a step; a single row may cost more.
+
+    Attributes:
+        work: What makes shares equal; None deals out one row to each process in turn.
     """
 
     def __init__(
@@ -54,17 +65,20 @@ class BatchedRows(Sampler[Rows]):
         self.distributed = distributed
         self.max_cost = max_cost
         self.epoch = 0
-        if costs is None or not self._can_exceed(costs):
-            costs = np.zeros(len(rows), dtype=np.int64)
+        self.work: Work | None = None
+        self._cuts_of: dict[int, Rows] = {}
+        self._one_class = costs is None or not self._can_exceed(costs)
+        if costs is None or self._one_class:
+            return
+        self._costs = costs
         if not shuffle:
-            self._place_costs = costs
             return
         # Class 0 are rows of which a whole batch is allowed; then there is one for every factor of two.
-        self._classes = np.ceil(np.log2(np.maximum(costs * batch_size / max_cost, 1))).astype(np.int64)
-        first = self._draw(np.random.default_rng([seed, 0]), np.arange(len(rows)), len(rows))
-        self._class_of_place = self._classes[first]
-        dearest = {kind: costs[self._classes == kind].max() for kind in np.unique(self._classes)}
-        self._place_costs = np.array([dearest[kind] for kind in self._class_of_place], dtype=np.int64)
+        share = costs * batch_size / max_cost
+        self._classes = np.ceil(np.log2(np.maximum(share, 1, out=share), out=share), out=share).astype(np.uint8)
+        kinds = np.arange(self._classes.max() + 1)
+        self._costs = np.array([costs[self._classes == kind].max(initial=0) for kind in kinds])  # of the dearest
+        self._class_of_place = _draw(np.random.default_rng([seed, 0]), self._classes, self.weights, len(rows))
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, also after a resume."""
@@ -77,47 +91,59 @@ class BatchedRows(Sampler[Rows]):
         rank, world = self._world()
         order = self._order()
         for start, stop in self._cuts(world):
-            yield order[start:stop][rank::world]
+            yield self._share(order[start:stop].astype(np.int64), rank, world)
 
-    def _cuts(self, world: int) -> list[tuple[int, int]]:
-        """Where the global batches begin and end; one round of them gives each process one row."""
+    def _share(self, batch: Rows, rank: int, world: int) -> Rows:
+        if world == 1:
+            return batch
+        return batch[rank::world] if self.work is None else self.work.deal(batch, world)[rank]
+
+    def _cuts(self, world: int) -> Rows:
+        """[K, 2] where the global batches begin and end; one round of them gives each process one row."""
+        if world not in self._cuts_of:
+            self._cuts_of[world] = self._cut(world)
+        return self._cuts_of[world]
+
+    def _cut(self, world: int) -> Rows:
         size = len(self.rows)
         if not size:
-            return []
-        dearest = np.maximum.reduceat(self._place_costs, np.arange(0, size, world))
-        starts = starts_by_cost(dearest, self.max_cost, self.batch_size)
+            return np.zeros((0, 2), dtype=np.int64)
+        if self._one_class:
+            starts = list(range(0, -(-size // world), self.batch_size))
+        else:
+            costs = self._costs[self._class_of_place] if self.shuffle else self._costs
+            dearest = np.maximum.reduceat(costs, np.arange(0, size, world))
+            starts = starts_by_cost(dearest, self.max_cost, self.batch_size)
         # Every process must take part in every step: a tail with fewer crystals than processes joins the last.
         if len(starts) > 1 and size - starts[-1] * world < world:
             starts.pop()
-        return list(pairwise([*(start * world for start in starts), size]))
+        edges = np.array([*(start * world for start in starts), size])
+        return np.stack([edges[:-1], edges[1:]], axis=1)
 
     def _world(self) -> tuple[int, int]:
         if self.distributed and dist.is_available() and dist.is_initialized():
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
-    def _order(self) -> Rows:
+    def _order(self) -> npt.NDArray[np.integer]:
+        rows = self.rows.astype(np.int32) if self.rows.max(initial=0) < 2**31 else self.rows
         if not self.shuffle:
-            return self.rows
+            return rows
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = np.empty_like(self.rows)
-        for kind in np.unique(self._class_of_place):
-            places = np.flatnonzero(self._class_of_place == kind)
-            order[places] = self.rows[self._draw(generator, np.flatnonzero(self._classes == kind), len(places))]
+        if self._one_class:
+            return _draw(generator, rows, self.weights, len(rows))
+        order = np.empty_like(rows)
+        for kind in range(len(self._costs)):
+            places, members = self._class_of_place == kind, self._classes == kind
+            weights = None if self.weights is None else self.weights[members]
+            order[places] = _draw(generator, rows[members], weights, int(places.sum()))
         return order
-
-    def _draw(self, generator: np.random.Generator, members: Rows, count: int) -> Rows:
-        """As many of the members as asked for: all of them shuffled, or some by weight."""
-        if self.weights is None:
-            return generator.permutation(members)
-        weights = self.weights[members]
-        return generator.choice(members, size=count, p=weights / weights.sum())
 
     def _can_exceed(self, costs: npt.NDArray[np.int64]) -> bool:
         """Whether any batch can cost too much."""
-        dearest = np.sort(costs)[-self.batch_size :]
+        dearest = np.partition(costs, -min(self.batch_size, len(costs)))[-self.batch_size :] if len(costs) else costs
         if self.weights is not None:  # the dearest may be drawn again and again
-            dearest = np.repeat(dearest[-1:], self.batch_size)
+            dearest = np.repeat(dearest.max(initial=0), self.batch_size)
         return bool(dearest.sum() > self.max_cost)
 
 
@@ -129,14 +155,33 @@ def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: flo
         max_cost: What a batch may cost; a single item may cost more.
         max_count: How many items a batch may hold.
     """
-    starts, cost = [0], 0
-    for number, spent in enumerate(costs.tolist()):
-        full = number - starts[-1] == max_count or cost + spent > max_cost
-        if full and number > starts[-1]:
-            starts.append(number)
-            cost = 0
-        cost += spent
-    return starts
+    spent = np.concatenate([[0], np.cumsum(costs)])
+    starts = [0]
+    while True:
+        start = starts[-1]
+        affordable = int(np.searchsorted(spent, spent[start] + max_cost, side="right")) - 1
+        stop = int(min(max(affordable, start + 1), start + max_count))
+        if stop >= len(costs):
+            return starts
+        starts.append(stop)
+
+
+def _draw(
+    generator: np.random.Generator, values: npt.NDArray[Any], weights: npt.NDArray[np.float64] | None, count: int
+) -> npt.NDArray[Any]:
+    """As many of the values as asked for: all of them shuffled, or some by weight."""
+    if weights is None:
+        shuffled = values.copy()
+        generator.shuffle(shuffled)
+        return shuffled
+    chance = weights / weights.sum()
+    np.cumsum(chance, out=chance)
+    chance /= chance[-1]
+    drawn = np.empty(count, dtype=values.dtype)
+    for start in range(0, count, _BLOCK):
+        block = drawn[start : start + _BLOCK]
+        block[:] = values[chance.searchsorted(generator.random(len(block)), side="right")]
+    return drawn
 
 
 def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float64]:
@@ -155,5 +200,7 @@ def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> 
     counts = labelled.sum(axis=0).astype(np.float64)
     shares = np.where(counts > 0, np.maximum(counts, 1.0) ** (1.0 / temperature), 0.0)
     shares /= shares.sum()
-    weights: npt.NDArray[np.float64] = (labelled * (shares / np.maximum(counts, 1.0))).sum(axis=1)
+    weights = np.zeros(len(labelled))
+    for known, weight in zip(labelled.T, shares / np.maximum(counts, 1.0), strict=True):
+        weights += np.where(known, weight, 0.0)
     return weights

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.graph_cache import is_writable
+from datamodules.cache import is_writable
 from datamodules.matching import SYMPREC, space_groups
 from datamodules.store import CrystalStore
 

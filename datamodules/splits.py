@@ -94,7 +94,7 @@ def split_from_lists(
 
 
 def split_by_formula(
-    formulas: Sequence[str],
+    formulas: npt.ArrayLike,
     candidates: Rows,
     seed: int,
     train_size: int | None = None,
@@ -103,7 +103,7 @@ def split_by_formula(
     """A seeded random split in which no reduced formula stands in two parts.
 
     Args:
-        formulas: Reduced formula of every row of the store.
+        formulas: Reduced formula of every row of the store, or its number among the sorted formulas.
         candidates: Rows to split.
         seed: Seed of the shuffle.
         train_size: Crystals to fit and validate on together; None takes all that do not test.
@@ -113,22 +113,22 @@ def split_by_formula(
         InputError: If there are fewer candidates than asked for.
     """
     val_share, test_share = shares
-    groups = _shuffled_groups(formulas, candidates, seed)
-    test, rest = _take(groups, round(len(candidates) * test_share))
-    available = sum(map(len, rest))
+    shuffled, ends = _shuffled_groups(np.asarray(formulas)[candidates], candidates, seed)
+    num_test = _whole_groups(ends, 0, round(len(candidates) * test_share))
+    available = len(candidates) - num_test
     if train_size is not None and train_size > available:
         raise InputError(
             f"--train-size {train_size}: only {available} crystals with the label are left beside the test set"
         )
     num_val = round((train_size or len(candidates)) * val_share)
-    val, rest = _take(rest, max(1, num_val) if available > 1 and val_share > 0 else 0)
-    train = np.array([row for group in rest for row in group], dtype=np.int64)
+    stop = _whole_groups(ends, num_test, max(1, num_val) if available > 1 and val_share > 0 else 0)
+    test, val, train = np.split(shuffled, [num_test, stop])
     if train_size is not None:
-        train = train[: max(1, train_size - sum(map(len, val)))]
+        train = train[: max(1, train_size - len(val))]
     return Split(
         train=np.sort(train),
-        val=np.sort(np.array([row for group in val for row in group], dtype=np.int64)),
-        test=np.sort(np.array([row for group in test for row in group], dtype=np.int64)),
+        val=np.sort(val),
+        test=np.sort(test),
         how=f"random by reduced formula, seed {seed}, {val_share:.0%} validates, {test_share:.0%} tests",
     )
 
@@ -231,20 +231,18 @@ def _look_up(ids: Sequence[Any], row_of: dict[str, int], file: Path, name: str) 
     return np.array([row_of[str(identifier)] for identifier in ids], dtype=np.int64)
 
 
-def _shuffled_groups(formulas: Sequence[str], candidates: Rows, seed: int) -> list[list[int]]:
-    groups: dict[str, list[int]] = {}
-    for row in candidates.tolist():
-        groups.setdefault(formulas[row], []).append(row)
+def _shuffled_groups(formulas: npt.NDArray[Any], candidates: Rows, seed: int) -> tuple[Rows, Rows]:
+    """The candidates, those of one formula together, and where each such group ends."""
     # Ordered by formula first, so that the split does not depend on the order of the store.
-    ordered = [groups[formula] for formula in sorted(groups)]
-    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
+    _, group, sizes = np.unique(formulas, return_inverse=True, return_counts=True)
+    shuffle = np.random.default_rng(seed).permutation(len(sizes))
+    place = np.empty(len(sizes), dtype=np.int32)
+    place[shuffle] = np.arange(len(sizes), dtype=np.int32)
+    return candidates[np.argsort(place[group], kind="stable")], np.cumsum(sizes[shuffle])
 
 
-def _take(groups: list[list[int]], count: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Whole groups from the front until there are at least ``count`` rows, and the rest."""
-    total = 0
-    for index, group in enumerate(groups):
-        if total >= count:
-            return groups[:index], groups[index:]
-        total += len(group)
-    return groups, []
+def _whole_groups(ends: Rows, start: int, count: int) -> int:
+    """Where at least ``count`` rows in whole groups end that begin at ``start``; the last end if there are fewer."""
+    if count <= 0 or not len(ends):
+        return start
+    return int(ends[min(int(np.searchsorted(ends, start + count)), len(ends) - 1)])

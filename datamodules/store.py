@@ -7,7 +7,7 @@ polars and duckdb open it), ``manifest.json``, ``rejected.csv`` and ``conflicts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ class CrystalStore:
         """SHA-256 of the shards and the properties' units: the same for the same content."""
         return str(self.manifest["content_hash"])
 
+    def blocks(self) -> Iterator[tuple[int, CrystalStore]]:
+        """The store in parts that fit into memory, each with the row it begins at: a shard is a block."""
+        start = 0
+        for chunk in self.table["id"].chunks:
+            yield start, CrystalStore(self.path, self.manifest, self.table.slice(start, len(chunk)))
+            start += len(chunk)
+
+    def formula_codes(self) -> tuple[npt.NDArray[np.int32], list[str]]:
+        """[M] number of each crystal's reduced formula among those of the store, and these, sorted."""
+        encoded = self.table["formula"].dictionary_encode().combine_chunks()
+        order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+        rank = np.empty(len(order), dtype=np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        return rank[encoded.indices.to_numpy()], encoded.dictionary.take(pa.array(order)).to_pylist()
+
+    def has_formula(self, formulas: Collection[str]) -> npt.NDArray[np.bool_]:
+        """[M] whether each crystal's reduced formula is one of these."""
+        wanted = pa.array(sorted(formulas), pa.string())
+        return np.asarray(pc.is_in(self.table["formula"], value_set=wanted))
+
     @cached_property
     def ids(self) -> list[str]:
         """[M] ids; those of the record whose structure is stored. Unique only within one source."""
@@ -143,9 +163,10 @@ class CrystalStore:
 
     def crystal(self, index: int) -> Crystal:
         """The structure of one row."""
-        start, stop = self.ptr[index], self.ptr[index + 1]
-        numbers = self.numbers[start:stop].astype(np.int64)
-        return Crystal(self.lattices[index], self.frac_coords[start:stop], numbers, self.ids[index])
+        atoms = self.table["numbers"][index].values.to_numpy().astype(np.int64)
+        coords = self.table["frac_coords"][index].values.to_numpy().reshape(-1, 3)
+        lattice = self.table["lattice"][index].values.to_numpy().reshape(3, 3)
+        return Crystal(lattice, coords, atoms, str(self.table["id"][index]))
 
     def _known(self, name: str) -> str:
         if name not in self.properties:

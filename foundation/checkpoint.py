@@ -125,7 +125,7 @@ def make_card(
                 **{part: len(data.split.rows(part)) for part in ("train", "val", "test")},
             },
             "labels": {name: len(data.training_labels(name)[0]) for name in data.names},
-            "elements": sorted(set(data.graphs.gather_atoms(data.split.train).z.tolist())),
+            "elements": data.graphs.elements(data.split.train),
         },
         "pretrained": dict(pretrained) if pretrained else None,
         "versions": {

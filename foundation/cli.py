@@ -12,6 +12,7 @@ from datamodules.errors import InputError
 COMMANDS = {
     "data": "import sources into a store, show what a store holds",
     "pretrain": "train an encoder jointly on many properties",
+    "plan": "memory, rate and days of a pretraining on many GPUs, before it is started",
     "adapt": "adapt a pretrained encoder to a property with few labels",
     "study": "a grid of sources, strategies, sizes and trials over a folder of targets",
     "evaluate": "metrics of a checkpoint on a part of a store",

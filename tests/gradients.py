@@ -1,4 +1,4 @@
-"""Gradients of every optimizer step of an epoch, on one process or as one of several.
+"""Gradients of every optimizer step of an epoch, and validation, on one process or as one of several.
 
 Run as ``python gradients.py STORE OUT`` with torchrun's variables in the environment, once per process.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from datamodules.datamodule import CrystalDataModule
 from datamodules.properties import KNOWN
 from foundation.checkpoint import build_module
+from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
@@ -27,6 +29,7 @@ from foundation.training.weighting import UncertaintyWeights
 
 NAMES = ["formation_energy_per_atom", "band_gap", "shear_modulus"]
 ACCUMULATE = (1, 2)
+VALIDATED = (13, 7, 1)
 
 
 class Recorder(Callback):
@@ -40,18 +43,23 @@ class Recorder(Callback):
             self.steps.append({name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None})
 
 
+def make_module(data: CrystalDataModule) -> tuple[MultiTaskModule, ModelSpec]:
+    """A tiny encoder with three heads and learned task weights, in double precision, ready to train on the data."""
+    torch.manual_seed(0)
+    spec = ModelSpec(TINY_ENCODER, {name: HeadSpec("heads.ScalarHead", {}, KNOWN[name]) for name in NAMES})
+    module = build_module(spec, Optimization(), weighting=UncertaintyWeights(NAMES)).double()
+    data.choose(NAMES, module.encoder.recipe)
+    fit_scalers(module, data)
+    return module, spec
+
+
 def gradients(store: Path, batch_size: int, accumulate: int, **trainer_args: Any) -> list[dict[str, Tensor]]:
     """Train one epoch in double precision with learned task weights."""
     with default_dtype(torch.float64), warnings.catch_warnings():
         silence_lightning()
         warnings.filterwarnings("ignore", message=".*across ranks is zero. Please be cautious.*")
-        torch.manual_seed(0)
-        heads = {name: HeadSpec("heads.ScalarHead", {}, KNOWN[name]) for name in NAMES}
-        weighting = UncertaintyWeights(NAMES)
-        module = build_module(ModelSpec(TINY_ENCODER, heads), Optimization(), weighting=weighting).double()
         data = CrystalDataModule(str(store), batch_size=batch_size)
-        data.choose(NAMES, module.encoder.recipe)
-        fit_scalers(module, data)
+        module, _ = make_module(data)
         recorder = Recorder()
         lightning.Trainer(
             accelerator="cpu",
@@ -69,7 +77,33 @@ def gradients(store: Path, batch_size: int, accumulate: int, **trainer_args: Any
     return recorder.steps
 
 
+def validations(store: Path, batch_size: int, **trainer_args: Any) -> list[dict[str, float]]:
+    """Metrics of validating ever fewer crystals, none of which has the last property, the last time one crystal."""
+    found = []
+    with default_dtype(torch.float64), warnings.catch_warnings():
+        silence_lightning()
+        warnings.filterwarnings("ignore", message=".*across ranks is zero. Please be cautious.*")
+        data = CrystalDataModule(str(store), batch_size=batch_size)
+        module, _ = make_module(data)
+        without = data.split.train[~data.labelled[data.split.train, -1]]
+        for count in VALIDATED:
+            data._split = replace(data.split, val=without[:count])
+            trainer = lightning.Trainer(
+                accelerator="cpu",
+                use_distributed_sampler=False,
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **trainer_args,
+            )
+            trainer.validate(module, datamodule=data, verbose=False)
+            found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    return found
+
+
 if __name__ == "__main__":
-    steps = [gradients(Path(sys.argv[1]), 3, accumulate, strategy="ddp", devices=2) for accumulate in ACCUMULATE]
+    together: dict[str, Any] = {"strategy": "ddp", "devices": 2}
+    steps = [gradients(Path(sys.argv[1]), 3, accumulate, **together) for accumulate in ACCUMULATE]
+    metrics = validations(Path(sys.argv[1]), 3, **together)
     if torch.distributed.get_rank() == 0:
-        torch.save(steps, sys.argv[2])
+        torch.save((steps, metrics), sys.argv[2])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gradients import ACCUMULATE, NAMES, gradients
+from gradients import ACCUMULATE, NAMES, gradients, validations
+from launching import launch_two
 from testing import batch_of, compounds, default_dtype, tiny_encoder
 
 from datamodules.datamodule import CrystalDataModule
@@ -38,46 +36,56 @@ def uneven_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_processes(uneven_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Steps]:
-    """The gradients of two gloo processes, for every number of accumulated batches."""
+def two_processes(
+    uneven_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Steps], list[dict[str, float]]]:
+    """The gradients of two gloo processes, for every number of accumulated batches, and what validation gives."""
     out = tmp_path_factory.mktemp("gradients") / "steps.pt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launched = []
-    for rank in "01":
-        names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        names |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "TORCHELASTIC_RUN_ID": "test",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, str(Path(__file__).with_name("gradients.py")), str(uneven_store), str(out)]
-        root = str(Path(__file__).parents[1])
-        launched.append(
-            subprocess.Popen(
-                command, env={**os.environ, **names, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True
-            )
-        )
-    errors = [process.communicate(timeout=120)[1] for process in launched]
-    assert [process.returncode for process in launched] == [0, 0], "\n".join(errors)[-3000:]
-    return list(torch.load(out, weights_only=True))
+    launch_two("gradients.py", uneven_store, out)
+    steps, metrics = torch.load(out, weights_only=True)
+    return steps, metrics
 
 
 @pytest.mark.parametrize("accumulate", ACCUMULATE)
 def test_two_processes_have_the_gradients_of_one(
-    uneven_store: Path, two_processes: list[Steps], accumulate: int
+    uneven_store: Path, two_processes: tuple[list[Steps], Any], accumulate: int
 ) -> None:
     """Whether one process sees 12 crystals, or two see 3 at a time and accumulate, is all the same."""
     alone = gradients(uneven_store, 6 * accumulate, 1)
-    together = two_processes[ACCUMULATE.index(accumulate)]
+    together = two_processes[0][ACCUMULATE.index(accumulate)]
     assert len(alone) == len(together) > 2
     for one, two in zip(alone, together, strict=True):
         assert one.keys() == two.keys()
         largest = max(float(gradient.abs().max()) for gradient in one.values())
         for name, gradient in one.items():
             assert float((gradient - two[name]).abs().max()) < 1e-6 * largest, name
+
+
+def test_shares_are_as_uneven_as_they_come(uneven_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above goes through: shares of other counts, shares without a property, and an odd tail."""
+    data = CrystalDataModule(str(uneven_store), batch_size=3)
+    data.choose(NAMES, NeighborRecipe())
+    shares = []
+    for rank in range(2):
+        sampler: Any = data.train_dataloader().sampler
+        monkeypatch.setattr(sampler, "_world", lambda rank=rank: (rank, 2))
+        shares.append(list(sampler))
+    counts = [(len(one), len(other)) for one, other in zip(*shares, strict=True)]
+    assert any(one != other for one, other in counts)
+    assert sum(counts[-1]) != 6
+    labelled = [[data.labelled[rows, 2].any() for rows in share] for share in shares]
+    assert any(one != other for one, other in zip(*labelled, strict=True))
+
+
+def test_two_processes_validate_as_one(uneven_store: Path, two_processes: tuple[Any, list[dict[str, float]]]) -> None:
+    """Of a property that no crystal has nothing is said, and a process may have no crystal at all."""
+    alone = validations(uneven_store, 6)
+    for one, two in zip(alone, two_processes[1], strict=True):
+        assert one.keys() == two.keys()
+        assert "val/formation_energy_per_atom/mae" in one
+        assert not any("shear_modulus" in name for name in one)
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-9), name
 
 
 def test_accumulated_batches_on_one_process(uneven_store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from testing import random_crystal
 
+from datamodules.batching import GraphArrays, build_graphs
 from datamodules.datamodule import CrystalDataModule
+from datamodules.dealing import Work, equal_shares, shares_by_rounds
 from datamodules.graph import NeighborRecipe
 from datamodules.loading import AheadLoader
 from datamodules.sampling import BatchedRows, temperature_weights
@@ -157,3 +161,61 @@ def test_data_of_large_cells_are_cut_by_edges(tiny_store: Path) -> None:
         assert len(made) == len(loader)
         assert all(len(batch.row) == 1 or batch.edge_index.shape[1] <= 300 for batch in made)
     assert torch.cat([batch.row for batch in data.loader("all")]).tolist() == data.split.rows("all").tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_shares_of_a_batch_are_of_equal_work(tiny_store: Path, monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    random = np.random.default_rng(0)
+    crystals = [
+        random_crystal(int(size), seed) for seed, size in enumerate(random.lognormal(1.5, 0.7, 60).astype(int) + 1)
+    ]
+    work = Work(build_graphs(crystals, NeighborRecipe()))
+    sampler = BatchedRows(np.arange(60), 60 // world, shuffle=True)
+    plain = batches(monkeypatch, sampler, world)
+    sampler.work = work
+    dealt = batches(monkeypatch, sampler, world)
+    again = batches(monkeypatch, sampler, world)
+    for step in range(len(dealt[0])):
+        before, after = ([rank[step] for rank in ranks] for ranks in (plain, dealt))
+        assert sorted(chain(*before)) == sorted(chain(*after))
+        assert all(len(share) for share in after)
+        assert [list(share) for share in after] == [list(rank[step]) for rank in again]
+    unequal = [
+        max(loads) / np.mean(loads) for loads in ([work.of(rank[0]).sum() for rank in r] for r in (plain, dealt))
+    ]
+    assert unequal[1] < 1.1 < unequal[0]
+
+
+def test_shares_keep_to_the_bound_of_edges() -> None:
+    """Where shares of equal work would cost one process too much, they are of like crystals instead."""
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        cost = np.ceil(random.lognormal(3, 1.2, random.integers(4, 40))).astype(np.int64)
+        world = int(random.integers(2, 5))
+        rounds = sum(max(cost[start : start + world]) for start in range(0, len(cost), world))
+        shares = shares_by_rounds(cost, world)
+        assert sorted(chain(*shares)) == list(range(len(cost)))
+        assert max(cost[share].sum() for share in shares) <= rounds
+        equal = equal_shares(cost, world)
+        assert sorted(chain(*equal)) == list(range(len(cost)))
+        assert max(cost[share].sum() for share in equal) <= cost.sum() / world + cost.max()
+
+
+def test_nothing_that_a_loader_keeps_grows_with_the_store_but_the_order(tiny_store: Path) -> None:
+    """Arrays of graphs and labels are views of files; the sampler keeps 16 bytes a row."""
+    data = CrystalDataModule(str(tiny_store), temperature=2.0)
+    data.choose(["band_gap", "shear_modulus"], NeighborRecipe())
+    for name in GraphArrays.__dataclass_fields__:
+        array: Any = getattr(data.graphs, name)
+        while array.base is not None and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap | mmap.mmap), name
+    changed = data.labels.clone()
+    data.labels[0] = 7.0  # stays in this process
+    other = CrystalDataModule(str(tiny_store))
+    other.choose(["band_gap", "shear_modulus"], NeighborRecipe())
+    assert other.labels.nan_to_num().equal(changed.nan_to_num())
+    sampler: Any = data.train_dataloader().sampler
+    kept = [value.nbytes for value in vars(sampler).values() if isinstance(value, np.ndarray)]
+    assert sum(kept) == 16 * len(sampler.rows)  # 8 of them are the split's, 8 the weights
+    assert sampler._order().nbytes == 4 * len(sampler.rows)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from foundation.commands.benchmark_scale import rows_parser, scaling_parser
 from foundation.commands.parsing import OneLineParser, a_duration
 
 _DATA = "by default $FOUNDATION_DATA or ../shared/data"
@@ -24,7 +25,9 @@ def parser() -> OneLineParser:
         description="Rates of training, predicting and building graphs, in under three minutes.",
         epilog="`foundation benchmark full`: where time goes, how cost grows, peers side by side. "
         "`foundation benchmark accuracy`: error at equal processor time. "
-        "`foundation benchmark frozen`: what a frozen encoder saves. Each has a --help of its own.",
+        "`foundation benchmark frozen`: what a frozen encoder saves. "
+        "`foundation benchmark scaling`: two processes beside one. "
+        "`foundation benchmark rows`: stores of millions of crystals. Each has a --help of its own.",
     )
     made.set_defaults(work=_rates)
     _common(made)
@@ -97,7 +100,13 @@ def frozen_parser() -> OneLineParser:
 
 def main(words: Sequence[str]) -> int:
     """Run the command."""
-    kinds = {"full": full_parser, "accuracy": accuracy_parser, "frozen": frozen_parser}
+    kinds = {
+        "full": full_parser,
+        "accuracy": accuracy_parser,
+        "frozen": frozen_parser,
+        "scaling": scaling_parser,
+        "rows": rows_parser,
+    }
     if words and words[0] in kinds:
         args = kinds[words[0]]().parse_args(words[1:])
     else:
@@ -117,7 +126,7 @@ def _rates(args: argparse.Namespace) -> int:
 
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
-    results = run_benchmark(_crystals_file(args.data), args.device)
+    results = run_benchmark(crystals_file(args.data), args.device)
     rows = [
         [f"{group}.{key}", number(value)]
         for group in ("train", "predict", "graph", "data", "split")
@@ -139,7 +148,7 @@ def _full(args: argparse.Namespace) -> int:
     keep_freed_memory()  # as `foundation predict` does, whose cost is to grow with the edges and no faster
     for line in absent(peers):
         print(line)
-    run_full(Path(args.out), _crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
+    run_full(Path(args.out), crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
     return 0
 
 
@@ -209,7 +218,12 @@ def _data_folder() -> Path:
     return Path(os.environ.get("FOUNDATION_DATA", "../shared/data"))
 
 
-def _crystals_file(given: str | None) -> Path | None:
+def crystals_file(given: str | None) -> Path | None:
+    """The crystals to measure on: those given, the usual ones, or None for those that ship.
+
+    Raises:
+        InputError: If there is no such file.
+    """
     from datamodules.errors import InputError
 
     if given:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
@@ -15,6 +15,7 @@ from foundation.commands.configuration import HeadMaker, head_specs, parse, plai
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.denoising import Displacements, module_kind
+from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import claim_folder, clear_run, train
 from foundation.training.scaling import fit_scalers
@@ -42,16 +43,8 @@ def main(words: Sequence[str]) -> int:
     config = parse(options, words, default_config="configs/pretrain.yaml")
     recorded = plain(config)
     data = CrystalDataModule(**config.data.as_dict(), seed=config.seed)
-    heads = _heads_in_store(config.heads, data)
+    module, spec = make_module(config, data)
     folder = claim_folder(config.out, config.name or "pretrain", config.resume, config.overwrite)
-    lightning.seed_everything(config.seed, verbose=False)
-    spec = ModelSpec(config.encoder.as_dict(), head_specs(heads, data))
-    module = build_module(
-        spec,
-        Optimization(**config.optimization.as_dict()),
-        kind=module_kind(Displacements(**config.denoising.as_dict()), config.seed),
-        weighting=_weighting(config.task_weights, list(heads)),
-    )
     resume = find_resumable(config.resume, spec) if config.resume else None
     data.choose(module.names, module.encoder.recipe)
     say(f"pretrain: {', '.join(module.names)}; {len(data.split.train):,} crystals train; {data.split.how}")
@@ -67,6 +60,20 @@ def main(words: Sequence[str]) -> int:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared
         print_metrics(results["test"], f"test crystals, {folder}")
     return 0
+
+
+def make_module(config: Namespace, data: CrystalDataModule) -> tuple[MultiTaskModule, ModelSpec]:
+    """The model of a configuration with fresh weights, with a head for what the store has of its properties."""
+    heads = _heads_in_store(config.heads, data)
+    lightning.seed_everything(config.seed, verbose=False)
+    spec = ModelSpec(config.encoder.as_dict(), head_specs(heads, data))
+    module = build_module(
+        spec,
+        Optimization(**config.optimization.as_dict()),
+        kind=module_kind(Displacements(**config.denoising.as_dict()), config.seed),
+        weighting=_weighting(config.task_weights, list(heads)),
+    )
+    return module, spec
 
 
 def _heads_in_store(heads: Any, data: CrystalDataModule) -> dict[str, Any]:

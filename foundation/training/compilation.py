@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from datamodules.errors import InputError
 from foundation.checkpoint import load_checkpoint
 from foundation.training.module import MultiTaskModule
+from foundation.training.sharded import Sharded
 
 Asked = bool | Literal["auto"]
 
@@ -86,6 +87,8 @@ class Compilation(Callback):
         """Decide, compile, and note the choice in the card."""
         assert isinstance(pl_module, MultiTaskModule)
         compiles = self.asked is True
+        if compiles and isinstance(trainer.strategy, Sharded):
+            raise InputError("--compile true: not with --trainer.strategy fsdp2; leave one of them out")
         with isolate_rng():
             if self.asked == "auto":
                 # Every process compiles or none does; the first one's clock counts.
@@ -100,6 +103,8 @@ class Compilation(Callback):
         }
 
     def _choose(self, trainer: lightning.Trainer, module: MultiTaskModule) -> tuple[bool, str]:
+        if isinstance(trainer.strategy, Sharded):
+            return False, "weights are sharded"
         missing = _missing_compiler()
         if missing is not None:
             return False, f"there is no C++ compiler {missing!r} here"

@@ -78,9 +78,14 @@ class Denoising(nn.Module):
         moved.edge_vector = batch.edge_vector + self.settings.sigma * (displacement[sender] - displacement[receiver])
         return moved
 
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, irreps.dim] features of displaced atoms -> [N, 3] displacements in units of ``sigma``."""
+        vectors: Tensor = self.to_vector(features)
+        return vectors
+
     def loss(self, features: Tensor, displacement: Tensor, batch: CrystalBatch) -> Tensor:
         """Sum over crystals of the mean length of the error, in units of ``sigma``; no term where nothing moved."""
-        error = (self.to_vector(features) - displacement).norm(dim=1)
+        error = (self(features) - displacement).norm(dim=1)
         moved = displacement.abs().sum(dim=1) > 0
         total: Tensor = (crystal_sum(error * moved, batch) / batch.num_atoms).sum()
         return total

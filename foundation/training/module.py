@@ -19,6 +19,7 @@ from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
+from foundation.training.sharded import local, whole
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
 
@@ -132,12 +133,12 @@ class MultiTaskModule(lightning.LightningModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
             world = torch.distributed.get_world_size()
-        # DDP has averaged over processes: times the world size is the sum.
+        # DDP and FSDP2 have averaged over processes: times the world size is the sum.
         scale = world / total.clamp(min=1)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
         self._labels_in_step.clear()
-        self.gradient_norm = nn.utils.get_total_norm(gradients)
+        self.gradient_norm = whole(nn.utils.get_total_norm(gradients))
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of every property and the effective weights."""

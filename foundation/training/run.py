@@ -37,6 +37,7 @@ from foundation.training.compilation import Asked, Compilation, require_compiler
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
+from foundation.training.sharded import check_sharding, is_sharded
 from foundation.training.spec import ModelSpec
 from foundation.training.trainer import make_trainer, silence_lightning
 
@@ -141,6 +142,8 @@ def train(
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
     own = strategy.callbacks() if strategy is not None else []
+    if is_sharded(trainer_args):
+        check_sharding(module, own)
     trainer = make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
     started = time.perf_counter()
     history = kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None)

@@ -19,6 +19,7 @@ from datamodules.datamodule import CrystalDataModule
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.sharded import Sharded, ShardedAverage, is_sharded
 from foundation.training.watching import watching
 
 
@@ -82,7 +83,7 @@ def make_trainer(
         own: Callbacks of the strategy and of this run.
         trainer_args: Arguments of ``lightning.Trainer``.
     """
-    callbacks: list[Callback] = [*own, *watching()]
+    callbacks: list[Callback] = [*own, *watching(is_sharded(trainer_args))]
     if trainer_args.get("enable_checkpointing") is not False:
         kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
         # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
@@ -95,8 +96,11 @@ def make_trainer(
     elif bar:
         callbacks.append(EpochLines())
     if module.optimization.ema_decay > 0:
-        callbacks.append(ExponentialAverage(module.optimization.ema_decay))
+        average = ShardedAverage if is_sharded(trainer_args) else ExponentialAverage
+        callbacks.append(average(module.optimization.ema_decay))
     chosen = {key: value for key, value in trainer_args.items() if value is not None}
+    if is_sharded(trainer_args):
+        chosen["strategy"] = Sharded()
     chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
     if not validates:
         chosen["limit_val_batches"] = 0
@@ -128,6 +132,7 @@ def silence_lightning() -> None:
         ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
         ".*Trying to infer the `batch_size`.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is done to it in place
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -24,9 +24,13 @@ from foundation.training.precision import full_precision
 _STEPS_BETWEEN = 100  # a measurement of gradients per property costs about a third of a step
 
 
-def watching() -> list[Callback]:
-    """All that watches a run."""
-    return [StepWatch(), PropertyGradients(), Throughput()]
+def watching(sharded: bool) -> list[Callback]:
+    """All that watches a run.
+
+    Args:
+        sharded: Whether no process holds all weights; gradients per property, which one process takes, are left out.
+    """
+    return [StepWatch(), *([] if sharded else [PropertyGradients()]), Throughput()]
 
 
 class StepWatch(Callback):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from foundation.training.sharded import whole
 
 
 class TaskWeighting(nn.Module, abc.ABC):
@@ -71,4 +72,4 @@ class UncertaintyWeights(TaskWeighting):
 
     def weights(self) -> Tensor:
         """[P]."""
-        return torch.exp(-self.log_variance.detach())
+        return torch.exp(-whole(self.log_variance.detach()))

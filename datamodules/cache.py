@@ -1,0 +1,78 @@
+"""What is made from a store once and kept beside it, for all processes to map into memory."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datamodules.store import CrystalStore
+
+
+def kept(store: CrystalStore, kind: str, key: list[Any], write: Callable[[Path], None]) -> Path:
+    """A folder that is written on first use, whole or not at all.
+
+    It lies in the store's own folder; where that cannot be written, in the system's temporary folder. The processes
+    of a distributed run come here at once: one writes, the others wait for it.
+
+    Args:
+        store: The store that it is made from.
+        kind: What it is.
+        key: Plain values that the content depends on; they make its name, so that it cannot be stale.
+        write: Writes the content into a folder that is there.
+    """
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    place = store.path / kind / name
+    if place.is_dir():
+        return place
+    if not is_writable(place.parent):
+        place = Path(tempfile.gettempdir()) / f"foundation-{kind}-{os.getuid()}" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(place.parent / f".{name}.lock"):
+        if not place.is_dir():
+            _write(place, write)
+    return place
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written here; the folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _write(place: Path, write: Callable[[Path], None]) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
+    try:
+        write(temporary)
+        os.rename(temporary, place)
+    except OSError:
+        # Another process was first, where files cannot be locked: what it made holds the same content.
+        if not place.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock that goes when the process does; without effect on a file system that has none."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
