@@ -5,12 +5,14 @@ from __future__ import annotations
 import netrc
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from foundation.files import write_text
 from foundation.process import is_first_process
 
 
@@ -41,6 +43,7 @@ def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str
     arguments: dict[str, Any] = {
         "project": "foundation",
         "name": folder.name,
+        "id": _run_id(folder),  # the same after a resume, which goes on with the run instead of opening another
         "group": group,
         "save_dir": str(folder),
         "config": dict(config),
@@ -54,6 +57,14 @@ def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str
         logger = WandbLogger(offline=True, **arguments)
         _ = logger.experiment
     return logger
+
+
+def _run_id(folder: Path) -> str:
+    """The id of this folder's run, made once."""
+    file = folder / "wandb_run_id"
+    if not file.is_file():
+        write_text(file, uuid.uuid4().hex[:8])
+    return file.read_text().strip()
 
 
 def _has_key() -> bool:

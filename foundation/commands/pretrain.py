@@ -10,10 +10,11 @@ from jsonargparse import ArgumentParser
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import build_module, find_resumable, make_card, save_folder
+from foundation.checkpoint import build_module, make_card, save_folder
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.resuming import find_resumable
 from foundation.training.optimization import Optimization
 from foundation.training.run import claim_folder, clear_run, train
 from foundation.training.scaling import fit_scalers
@@ -48,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     module = build_module(
         spec, Optimization(**config.optimization.as_dict()), weighting=_weighting(config.task_weights, list(heads))
     )
-    resume = find_resumable(config.resume, spec) if config.resume else None
+    resume = find_resumable(config.resume, folder, spec)
     data.choose(module.names, module.encoder.recipe)
     say(f"pretrain: {', '.join(module.names)}; {len(data.split.train):,} crystals train; {data.split.how}")
     for note in data.split.notes:

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.training.agreement import any_process, gathered
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
@@ -100,8 +101,7 @@ class MultiTaskModule(lightning.LightningModule):
         """
         sums, counts, _ = self.losses(batch)
         total = self.weighting(sums, counts)
-        if not bool(torch.isfinite(total)):
-            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
+        self._stop_unless_finite(total, batch, sums)
         self._labels_in_step.append(counts.sum())
         for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
             if count > 0:
@@ -137,8 +137,7 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If a loss is NaN or infinite.
         """
         sums, counts, predicted = self.losses(batch)
-        if not bool(torch.isfinite(sums).all()):
-            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
+        self._stop_unless_finite(sums, batch, sums)
         for index, name in enumerate(self.names):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
@@ -210,6 +209,13 @@ class MultiTaskModule(lightning.LightningModule):
             return int(steps)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return max(1, self.optimization.schedule_epochs * per_epoch)
+
+    def _stop_unless_finite(self, value: Tensor, batch: Any, sums: Tensor) -> None:
+        """All processes of a distributed run raise where one has to: the others would wait for it."""
+        bad = not bool(torch.isfinite(value).all())
+        if any_process([bad], value.device)[0]:
+            told = gathered(self._describe_non_finite(batch, sums) if bad else None)
+            raise NonFiniteLoss(next(line for line in told if line is not None))
 
     def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
         bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]
