@@ -134,16 +134,18 @@ def farewell(where: str, file: Path, first: bool) -> Preempted:
         file: What it goes on from.
         first: Whether this is the process that speaks to Slurm.
     """
-    number = asked_to_stop() or signal.SIGTERM
+    number = asked_to_stop()
+    told = signal.Signals(number).name if number is not None else "a signal to another process"
+    code = 128 + (number or signal.SIGTERM)
     saved = f"; saved in {file}" if file.exists() else ""
-    stopped = f"stopped {where} by {signal.Signals(number).name}{saved}"
+    stopped = f"stopped {where} by {told}{saved}"
     job = Job.here()
     if not first:
-        return Preempted("", 0 if job else 128 + number)
+        return Preempted("", 0 if job else code)
     go_on = f"go on with the same command and --resume {file if file.exists() else 'auto'}"
     if job is None:
-        return Preempted(f"{stopped}; {go_on}", 128 + number)
+        return Preempted(f"{stopped}; {go_on}", code)
     reason = job.requeue()
     if reason is None:
         return Preempted(f"{stopped}; job {job.id} is requeued and goes on from there", 0)
-    return Preempted(f"{stopped}; not requeued, {reason}; {go_on}", 128 + number)
+    return Preempted(f"{stopped}; not requeued, {reason}; {go_on}", code)
