@@ -59,6 +59,13 @@ def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str
     return logger
 
 
+def close_service() -> None:
+    """End the process that W&B keeps: killed with its job, it would leave a trace in the log."""
+    import wandb
+
+    wandb.teardown()
+
+
 def _run_id(folder: Path) -> str:
     """The id of this folder's run, made once."""
     file = folder / "wandb_run_id"

@@ -118,8 +118,8 @@ def _run(words: list[str], out: Path, rank: int, env: dict[str, str], moments: l
     handle = os.open(out / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for as long as it lives
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - for as long as it lives
     os.environ.update(env)
     watch(out / f"seen{rank}.txt", rank, moments)
     from foundation.cli import main

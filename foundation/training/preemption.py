@@ -7,6 +7,7 @@ asked, save together, and leave together; under Slurm the first of them has the 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,17 @@ class Preemption(Checkpoint):
         self._break_off_validation(trainer, pl_module, averaged=True)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Save; leave where asked."""
+        """Save; what the epoch logs is written behind this hook, so the run leaves only at the next."""
         self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Leave where asked."""
+        _write_rows(trainer)
         if self._agree(trainer)[0]:
             self._leave(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        _write_rows(trainer)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Let a validation that is being broken off begin from its start."""
@@ -117,13 +125,18 @@ class Preemption(Checkpoint):
         return asked, due
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # rows that wait in memory would be missing behind this checkpoint
+        _write_rows(trainer)
         trainer.save_checkpoint(self.file)
         self.saved = time.monotonic()
 
     def _leave(self, trainer: lightning.Trainer, where: str = "") -> None:
         raise Leaving(where or f"at step {trainer.global_step}")
+
+
+def _write_rows(trainer: lightning.Trainer) -> None:
+    """Rows that wait in memory would be missing behind a checkpoint."""
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def farewell(where: str, file: Path, first: bool) -> Preempted:
@@ -145,7 +158,9 @@ def farewell(where: str, file: Path, first: bool) -> Preempted:
     go_on = f"go on with the same command and --resume {file if file.exists() else 'auto'}"
     if job is None:
         return Preempted(f"{stopped}; {go_on}", code)
+    # Told before: a job that is requeued has no time to speak afterwards.
+    print(f"foundation: {stopped}; having job {job.id} started again", file=sys.stderr, flush=True)
     reason = job.requeue()
     if reason is None:
-        return Preempted(f"{stopped}; job {job.id} is requeued and goes on from there", 0)
-    return Preempted(f"{stopped}; not requeued, {reason}; {go_on}", code)
+        return Preempted("", 0)
+    return Preempted(f"not requeued, {reason}; {go_on}", code)
