@@ -16,6 +16,8 @@ COMMANDS = {
     "data": "import sources into a store, show what a store holds",
     "pretrain": "train an encoder jointly on many properties",
     "adapt": "adapt a pretrained encoder to a property with few labels",
+    "sweep": "search for options that lower the validation loss, in any number of workers",
+    "slurm": "say before a job is queued what will go wrong with it",
     "study": "a grid of sources, strategies, sizes and trials over a folder of targets",
     "evaluate": "metrics of a checkpoint on a part of a store",
     "predict": "predict files, folders or a store",

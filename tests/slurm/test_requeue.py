@@ -82,7 +82,7 @@ class Run:
             "--trainer.max_epochs",
             6,
         ]
-        own = ["--gres=none", "--cpus-per-task=1", "--mem=0", f"--output={out}/log.txt", *options]
+        own = ["--gres=none", "--cpus-per-task=1", "--mem=1500", f"--output={out}/log.txt", *options]
         command = ["sbatch", "--parsable", *own, f"{ROOT}/slurm/{script}.sbatch", *words]
         done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
