@@ -71,7 +71,7 @@ def note(number: signal.Signals, wait: bool = False) -> None:
 
 def asked_to_stop() -> int | None:
     """The number of a signal that has arrived, or waits; None where there is none."""
-    if _received:
+    if _received and _holding:
         return _received[0]
     waiting = signal.sigpending() & set(_ASKS) if _holding else set()
     return int(min(waiting)) if waiting else None

@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,38 @@ def wandb_logger(mode: str, folder: Path, group: str | None, config: Mapping[str
         print("Weights & Biases does not answer: recording offline", file=sys.stderr)
         logger = WandbLogger(offline=True, **arguments)
         _ = logger.experiment
+    outlive_service(logger.experiment)
     return logger
 
 
-def close_service() -> None:
-    """End the process that W&B keeps: killed with its job, it would leave a trace in the log."""
+def outlive_service(run: Any) -> None:
+    """Let a run go on training where W&B's own process has ended.
+
+    Slurm sends SIGTERM to every process of a job, and that one obeys at once; what it has recorded until then is kept.
+    """
+    log, lost = run.log, False
+
+    def guarded(*arguments: Any, **named: Any) -> None:
+        nonlocal lost
+        if lost:
+            return
+        try:
+            log(*arguments, **named)
+        except OSError as error:  # its connection
+            lost = True
+            print(f"Weights & Biases has ended ({error}): no more is recorded until the next start", file=sys.stderr)
+
+    run.log = guarded
+
+
+def close_early(tracker: WandbLogger) -> None:
+    """Close the record of a run that stops, to be gone on with; W&B's process may have been stopped before."""
     import wandb
 
-    wandb.teardown()
+    with suppress(OSError):
+        tracker.experiment.finish()
+    with suppress(OSError):
+        wandb.teardown()
 
 
 def _run_id(folder: Path) -> str:

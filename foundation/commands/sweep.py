@@ -144,8 +144,8 @@ def _loss(folder: Path) -> float | None:
     import pandas as pd
 
     rows: Any = pd.read_csv(folder / "metrics.csv")
-    found = rows["val/loss"].dropna() if "val/loss" in rows else []
-    return float(found.iloc[-1]) if len(found) else None
+    found: list[float] = rows["val/loss"].dropna().tolist() if "val/loss" in rows else []
+    return found[-1] if found else None
 
 
 def _folder(journal: Path, number: int) -> Path:

@@ -48,9 +48,7 @@ def _tasks(job: Submission) -> Iterator[Finding]:
     elif asked == "cpu" and gpus is not None:
         yield Finding("warning", f"{gpus} GPUs a node would stand idle under --trainer.accelerator cpu: --gres=none")
     elif gpus is not None and gpus != job.tasks:
-        yield Finding(
-            "problem", f"{job.tasks} tasks for {gpus} GPUs a node: one task drives one GPU, so make them equal"
-        )
+        yield Finding("problem", f"{job.tasks} tasks for {gpus} GPUs a node: one task drives one; make them equal")
     else:
         device = f"{gpus} GPUs" if gpus is not None else "processors"
         yield Finding("ok", f"{job.tasks} tasks on each of {job.nodes} nodes, for {device}")

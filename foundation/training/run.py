@@ -27,7 +27,7 @@ from foundation.resuming import NEVER, step_of
 from foundation.slurm.job import Job
 from foundation.stopping import asked_to_stop
 from foundation.strategies.base import AdaptationStrategy
-from foundation.tracking import close_service, wandb_logger
+from foundation.tracking import close_early, wandb_logger
 from foundation.training.checkpoint_files import LAST
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
@@ -155,8 +155,7 @@ def train(
             raise Leaving("before its evaluation")
     except Leaving as leaving:
         if tracker is not None:
-            tracker.experiment.finish()
-            close_service()
+            close_early(tracker)
         raise farewell(str(leaving), last, first) from None
     seconds = time.perf_counter() - started
     if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
