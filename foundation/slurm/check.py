@@ -40,7 +40,7 @@ def check(job: Submission) -> Iterator[Finding]:
 
 
 def _tasks(job: Submission) -> Iterator[Finding]:
-    if "ntasks" in job.options and "ntasks-per-node" not in job.options:
+    if "ntasks" in job.options:
         yield Finding("problem", "--ntasks: the scripts count tasks per node; use --ntasks-per-node")
     asked, gpus = job.argument("trainer.accelerator"), job.gpus
     if asked in ("gpu", "cuda") and gpus is None:
