@@ -69,6 +69,12 @@ def note(number: signal.Signals, wait: bool = False) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK if wait else signal.SIG_UNBLOCK, [number])
 
 
+def let_go() -> None:
+    """Signals end the process as they usually do: what runs cannot save itself."""
+    if _holding:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS)
+
+
 def asked_to_stop() -> int | None:
     """The number of a signal that has arrived, or waits; None where there is none."""
     if _received and _holding:

@@ -14,13 +14,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["foundation.commands.pretrain", "foundation.commands.adapt", "ranks"])
+
+
+@contextmanager
+def warm_server() -> Iterator[None]:
+    """A server that has imported everything; there is one in a process, which others use with less in it."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    CONTEXT.set_forkserver_preload(["foundation.commands.pretrain", "foundation.commands.adapt", "ranks"])
+    try:
+        yield
+    finally:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Command
-from ranks import Moment, Ranks, seen
+from ranks import Moment, Ranks, seen, warm_server
 from test_training import differing
 from testing import QUIET, TINY
 
@@ -51,6 +52,12 @@ def assert_the_same(out: Path, whole: Path, world: int) -> None:
     assert seen(out, world) == seen(whole, world)
     tables = [pd.read_csv(place / "run" / "metrics.csv") for place in (whole, out)]
     pd.testing.assert_frame_equal(tables[1][tables[0].columns], tables[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with warm_server():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 
 from datamodules.datamodule import CrystalDataModule
+from foundation.stopping import let_go
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.checkpoint_files import AtomicCheckpointIO
 from foundation.training.exact_state import ExactState
@@ -95,6 +96,8 @@ def make_trainer(
                 ModelCheckpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False)
             )
         callbacks.append(Preemption(checkpoints, save_every))
+    else:
+        let_go()
     bar = trainer_args.get("enable_progress_bar") is not False
     if bar and sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
