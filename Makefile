@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := datamodules heads foundation
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint benchmark benchmark-full benchmark-accuracy clean
+.PHONY: help install quickstart test test-slurm lint benchmark benchmark-full benchmark-accuracy clean
 .DELETE_ON_ERROR:
 
 help:  ## say what there is
@@ -30,7 +30,11 @@ quickstart: $(INSTALLED)  ## the main job on crystals made here; plots and table
 
 # One thread per worker: two workers with two threads each slow one another down.
 test: $(INSTALLED)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests --ignore tests/slurm
+
+# On the Slurm that answers, or one of two simulated nodes, which is started and stopped again and needs root.
+test-slurm: $(INSTALLED)  ## requeueing on a real Slurm; skipped with the reason where there is none
+	OMP_NUM_THREADS=1 KILLS=20 $(BIN)/python -m pytest -q -rs tests/slurm tests/test_preemption.py::test_killed_at_any_moment
 
 lint: $(INSTALLED)  ## what pre-commit runs: ruff and mypy
 	$(BIN)/ruff check .

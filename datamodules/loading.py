@@ -25,7 +25,9 @@ def make_loader(
     short enough to wait for it.
     """
     kind = AheadLoader if torch.cuda.is_available() else DataLoader
-    return kind(_Batches(graphs, labels, known), sampler=sampler, batch_size=None)
+    # Each start of a loader draws a number, which nobody uses: from its own generator, or training that goes on from
+    # a checkpoint would find the global one elsewhere than training without a break.
+    return kind(_Batches(graphs, labels, known), sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
 class AheadLoader(DataLoader[CrystalBatch]):

@@ -56,26 +56,48 @@ class RehearsingLoader:
         self.old = old
         self.count = count
         self.first_column = first_column
+        self._epoch = 0
+        self._begin = (0, 0)  # epoch, and how many of its batches are passed over
         self.sampler = self  # where Lightning looks for set_epoch
 
     def __len__(self) -> int:
         return len(self.new) + self.count
 
     def __iter__(self) -> Iterator[CrystalBatch]:
-        old, taken = iter(self.old), 0
-        for number, batch in enumerate(self.new, start=1):
-            yield batch
-            while taken < round(number * self.count / len(self.new)):
-                taken += 1
+        new, old = iter(self.new), iter(self.old)
+        epoch, passed = self._begin
+        for is_new in self._turns()[passed if epoch == self._epoch else 0 :]:
+            if is_new:
+                yield next(new)
+            else:
                 rehearsed = next(old)
                 rehearsed.labels = self._behind(rehearsed.labels)
                 yield rehearsed
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        samplers: list[Any] = [self.new.sampler, self.old.sampler]
-        for sampler in samplers:
+        self._epoch = epoch
+        for sampler in self._samplers():
             sampler.set_epoch(epoch)
+
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Begin this epoch behind its first batches: a run that goes on has trained on them already."""
+        self._begin = (epoch, batches)
+        passed = self._turns()[:batches]
+        for sampler, count in zip(self._samplers(), (sum(passed), len(passed) - sum(passed)), strict=True):
+            sampler.go_to(epoch, count)
+
+    def _samplers(self) -> list[Any]:
+        return [self.new.sampler, self.old.sampler]
+
+    def _turns(self) -> list[bool]:
+        """Whose batch comes when: True for a new one."""
+        turns: list[bool] = []
+        for number in range(1, len(self.new) + 1):
+            turns.append(True)
+            taken = len(turns) - number
+            turns += [False] * (round(number * self.count / len(self.new)) - taken)
+        return turns
 
     def _behind(self, labels: Tensor) -> Tensor:
         """[B, P_old] -> [B, P_new + P_old], the new ones missing."""

@@ -65,6 +65,7 @@ class BatchedRows(Sampler[Rows]):
         self.distributed = distributed
         self.max_cost = max_cost
         self.epoch = 0
+        self._begin = (0, 0)  # epoch, and how many of its batches are passed over
         self.work: Work | None = None
         self._cuts_of: dict[int, Rows] = {}
         self._one_class = costs is None or not self._can_exceed(costs)
@@ -84,13 +85,18 @@ class BatchedRows(Sampler[Rows]):
         """Called by Lightning before each epoch, also after a resume."""
         self.epoch = epoch
 
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Begin this epoch behind its first batches: a run that goes on has trained on them already."""
+        self._begin = (epoch, batches)
+
     def __len__(self) -> int:
         return len(self._cuts(self._world()[1]))
 
     def __iter__(self) -> Iterator[Rows]:
         rank, world = self._world()
         order = self._order()
-        for start, stop in self._cuts(world):
+        epoch, passed = self._begin
+        for start, stop in self._cuts(world)[passed if epoch == self.epoch else 0 :]:
             yield self._share(order[start:stop].astype(np.int64), rank, world)
 
     def _share(self, batch: Rows, rank: int, world: int) -> Rows:

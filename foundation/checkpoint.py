@@ -175,26 +175,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, card, _merged(weights), seen)
 
 
-def find_resumable(path: str, spec: ModelSpec) -> str:
-    """The file that a run of this architecture can go on from.
-
-    Args:
-        path: What ``find_members`` takes.
-        spec: Architecture of the run.
-
-    Raises:
-        InputError: If there is none, it is torn, or it belongs to another architecture.
-    """
-    members = find_members(path)
-    if len(members) > 1 or members[0].is_dir():
-        raise InputError(f"--resume {path}: give the .ckpt file of one run")
-    if load_checkpoint(members[0]).card["spec"] != spec.as_dict():
-        raise InputError(
-            f"--resume {path}: has another encoder or other heads than this run; resume with its own config"
-        )
-    return str(members[0])
-
-
 def save_folder(folder: Path, module: MultiTaskModule) -> None:
     """Write a finished model as ``model.safetensors``, ``card.json`` and ``seen.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,19 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from datamodules.errors import InputError
+from foundation.process import is_first_process
+from foundation.stopping import Preempted, held_signals
 
 COMMANDS = {
     "data": "import sources into a store, show what a store holds",
     "pretrain": "train an encoder jointly on many properties",
     "plan": "memory, rate and days of a pretraining on many GPUs, before it is started",
     "adapt": "adapt a pretrained encoder to a property with few labels",
+    "sweep": "search for options that lower the validation loss, in any number of workers",
+    "slurm": "say before a job is queued what will go wrong with it",
     "study": "a grid of sources, strategies, sizes and trials over a folder of targets",
     "evaluate": "metrics of a checkpoint on a part of a store",
     "predict": "predict files, folders or a store",
@@ -24,6 +29,10 @@ COMMANDS = {
     "quickstart": "the whole path on crystals made here, in a few minutes",
     "benchmark": "rates of training, predicting and building graphs",
 }
+
+
+# Those that leave between two batches when a signal asks them to; while they import, signals wait.
+_SAVING = ("pretrain", "adapt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if words[0] not in COMMANDS:
             raise InputError(f"no command {words[0]!r}; commands are {', '.join(COMMANDS)}")
-        code: int = importlib.import_module(f"foundation.commands.{words[0]}").main(words[1:])
+        with held_signals() if words[0] in _SAVING else nullcontext():
+            code: int = importlib.import_module(f"foundation.commands.{words[0]}").main(words[1:])
         return code
     except InputError as error:
         if debug:
             raise
         print(f"foundation: error: {error}", file=sys.stderr)
         return 2
+    except Preempted as leaving:
+        if str(leaving):
+            print(f"foundation: {leaving}", file=sys.stderr)
+        return leaving.code
     except KeyboardInterrupt:
         print("foundation: interrupted", file=sys.stderr)
         return 130
@@ -62,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if debug or type(error).__name__ != "NonFiniteLoss":
             raise
-        print(f"foundation: stopped: {error}", file=sys.stderr)
+        if is_first_process():  # all of them stop for it
+            print(f"foundation: stopped: {error}", file=sys.stderr)
         return 1
 
 

@@ -52,7 +52,7 @@ def train(store: Path, folder: Path, resume: Path | None = None, **trainer_args:
         arguments |= trainer_args
         held = Held()
         loggers: list[Any] = [CSVLogger(folder, name="", version="")]
-        trainer = make_trainer(folder, loggers, module, True, [held], arguments)
+        trainer = make_trainer(folder, loggers, module, True, [held], arguments, save_every=600)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         assert trainer.global_step == (10 if trainer_args["max_epochs"] == 2 and "max_steps" not in trainer_args else 5)
     return module, held.count

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("pretrain", "adapt")  # of one run
-EVERY = (*COMMANDS, "study")
+EVERY = (*COMMANDS, "study", "adapt_array", "sweep")
+ARRAYS = ("study", "adapt_array", "sweep")
 DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "time", "output", "open-mode")
 
 
@@ -21,7 +22,7 @@ def script(command: str) -> Path:
 
 def directives(command: str) -> dict[str, str]:
     text = script(command).read_text(encoding="utf-8")
-    return dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, flags=re.MULTILINE))
+    return dict(re.findall(r"^#SBATCH --([a-z-]+)=?(\S*)$", text, flags=re.MULTILINE))
 
 
 def launched(command: str, tmp_path: Path, *arguments: str, **job: str) -> list[str]:
@@ -30,16 +31,25 @@ def launched(command: str, tmp_path: Path, *arguments: str, **job: str) -> list[
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     srun.chmod(0o755)
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    env |= {"PATH": f"{tmp_path}:{env['PATH']}", **job}
+    env |= {"PATH": f"{tmp_path}:{env['PATH']}", "FOUNDATION_SLURM": str(ROOT / "slurm"), "SLURM_JOB_ID": "7", **job}
+    env |= {"FOUNDATION_RUNS": "kept here"}
     done = subprocess.run(
         ["bash", str(script(command)), *arguments], env=env, capture_output=True, text=True, check=True, timeout=30
     )
-    return done.stdout.splitlines()
+    words = done.stdout.splitlines()
+    return words[words.index("foundation") :]
 
 
 @pytest.mark.parametrize("command", EVERY)
 def test_bash_accepts_it(command: str) -> None:
     subprocess.run(["bash", "-n", str(script(command))], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_is_warned_in_time_and_may_be_requeued(command: str) -> None:
+    found = directives(command)
+    assert found["signal"] == "USR1@300"
+    assert "requeue" in found
 
 
 @pytest.mark.parametrize("command", EVERY)
@@ -48,7 +58,7 @@ def test_directives(command: str) -> None:
     assert set(DIRECTIVES) <= set(found)
     assert found["job-name"] == command
     assert found["open-mode"] == "append"
-    assert found["output"] == ("slurm-%x-%A_%a.out" if command == "study" else "slurm-%x-%j.out")
+    assert found["output"] == ("slurm-%x-%A_%a.out" if command in ARRAYS else "slurm-%x-%j.out")
     assert (found["nodes"], found["ntasks-per-node"]) == ("1", "1")
 
 
@@ -63,16 +73,39 @@ def test_every_directive_precedes_the_first_command(command: str) -> None:
 def test_one_task(command: str, tmp_path: Path) -> None:
     got = launched(command, tmp_path, "--data.store", "a store", SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="1")
     shape = ["--trainer.num_nodes", "1", "--trainer.devices", "1"]
-    assert got == ["foundation", command, *shape, "--data.store", "a store"]
+    assert got == ["foundation", command, *shape, "--data.store", "a store", "--out", f"kept here/{command}-7"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_devices_and_nodes_come_from_the_job(command: str, tmp_path: Path) -> None:
-    got = launched(command, tmp_path, "--data.store", "s", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="4")
+    got = launched(command, tmp_path, "--out=mine", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="4")
     shape = ["--trainer.num_nodes", "2", "--trainer.devices", "4", "--trainer.strategy", "ddp"]
-    assert got == ["foundation", command, *shape, "--data.store", "s"]
+    assert got == ["foundation", command, *shape, "--out=mine"]
 
 
 def test_a_task_of_an_array_runs_the_study_as_it_is(tmp_path: Path) -> None:
     got = launched("study", tmp_path, "--out", "a folder", SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_TASK_COUNT="4")
     assert got == ["foundation", "study", "--out", "a folder"]
+
+
+def test_a_task_of_an_array_adapts_by_its_line(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("# what differs\n--property hardness --seed 1\n\n--property band_gap --strategy full\n")
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    got = launched("adapt_array", tmp_path, str(lines), "--data.store", "a store", **array)
+    assert got[6:] == ["--data.store", "a store", "--property", "band_gap", "--strategy", "full", *got[-2:]]
+    assert got[-2:] == ["--out", "kept here/adapt-7_2"]
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        launched("adapt_array", tmp_path, str(lines), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    assert error.value.stderr == f"{lines}: has no line 3\n"
+
+
+def test_a_worker_of_a_sweep(tmp_path: Path) -> None:
+    got = launched("sweep", tmp_path, "adapt", "--journal", "a file", SLURM_ARRAY_TASK_ID="2")
+    assert got == ["foundation", "sweep", "adapt", "--journal", "a file"]
+
+
+def test_the_site_is_named_once(tmp_path: Path) -> None:
+    site = f"set -eu; cd {tmp_path}; . {ROOT}/slurm/site.sh; echo $FOUNDATION_SLURM; site_environment"
+    done = subprocess.run(["bash", "-c", site], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == f"{ROOT}/slurm\n"

@@ -26,6 +26,7 @@ from foundation.tracking.guard import Guard
 from foundation.tracking.identity import FILE, group_of, model_name, run_id, run_name
 from foundation.tracking.logger import wandb_logger
 from foundation.tracking.server import default_mode, has_key
+from foundation.training.preemption import Leaving
 
 PRETRAINED = ("formation_energy_per_atom", "band_gap")
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -163,10 +164,10 @@ def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(
     foundation: Command, tiny_store: Path, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
-    ids = [run_id(tmp_path, resumed) for resumed in (False, True, False)]
+    ids = [run_id(tmp_path / name) for name in ("one", "one", "two")]
     assert torch.equal(torch.get_rng_state(), state)
     assert ids[0] == ids[1] != ids[2]
-    assert run_id(tmp_path / "new", resumed=True) == (tmp_path / "new" / FILE).read_text().strip()
+    assert ids[2] == (tmp_path / "two" / FILE).read_text().strip()
     assert run_name(tmp_path / "mine" / "seed1") == "mine-seed1"
     words = ["pretrain", "--data.store", tiny_store, "--data.properties", "band_gap", *TINY, *QUIET, *OFFLINE]
     words += ["--out", tmp_path / "run"]
@@ -290,13 +291,14 @@ def test_the_death_of_its_own_process_is_survived(tmp_path: Path, capsys: pytest
     assert summary(record_of(tmp_path / "two"))["summary"]["loss"] == 0.5
 
 
-def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError, 1), (Leaving, 0)])
+def test_a_run_that_fails_is_recorded_as_failed(tmp_path: Path, error: type[Exception], code: int) -> None:
     tracker = wandb_logger("offline", tmp_path, "g", {}, run_id="a")
     assert tracker is not None
-    with pytest.raises(ZeroDivisionError), tracker.failing():
-        raise ZeroDivisionError
+    with pytest.raises(error), tracker.failing(unless=Leaving):
+        raise error
     assert wandb.run is None
-    assert summary(record_of(tmp_path))["exit_code"] == 1
+    assert summary(record_of(tmp_path))["exit_code"] == code
 
 
 def test_a_server_that_does_not_answer_means_offline_at_once(

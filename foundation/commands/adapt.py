@@ -15,7 +15,7 @@ from foundation import plots
 from foundation.adaptation import Adaptation
 from foundation.auto.candidates import AutoSettings, Setting
 from foundation.auto.choose import choose
-from foundation.checkpoint import Checkpoint, find_members, find_resumable, load_checkpoint
+from foundation.checkpoint import Checkpoint, find_members, load_checkpoint
 from foundation.commands.configuration import HeadMaker, head_spec, parse, plain, run_settings, say, training_parser
 from foundation.commands.parsing import duration
 from foundation.commands.report import number, print_metrics
@@ -26,6 +26,7 @@ from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.leakage import PARTS, Mode, check_leakage, record_leakage
 from foundation.process import is_distributed, is_first_process
+from foundation.resuming import AUTO, NEVER, find_resumable
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.from_scratch import FromScratch
 from foundation.training.denoising import Displacements
@@ -88,7 +89,9 @@ def main(words: Sequence[str]) -> int:
     adaptation = setting.by(strategy or FromScratch())
     name = config.name or f"adapt-{config.property}-{strategy_name}"
     folder = claim_folder(config.out, name, config.resume, config.overwrite)
-    resume = find_resumable(config.resume, adaptation.spec) if config.resume else None
+    several = config.folds > 0 or config.seeds > 1
+    # Of several models each goes on in its own folder.
+    resume = config.resume if several else find_resumable(config.resume, folder, adaptation.spec)
     data.choose([config.property], adaptation.spec.build_encoder().recipe)
     encoders = list(sources.values()) if strategy is None or strategy.starts_from_pretrained else []
     # The search judges on folds of the training crystals.
@@ -102,7 +105,7 @@ def main(words: Sequence[str]) -> int:
             say(line)
         config.folds, config.trainer.max_epochs = choice.folds, verdict.epochs
         recorded |= {"optimization": asdict(adaptation.optimization), "trainer": config.trainer.as_dict()}
-    if config.overwrite and resume is None:
+    if config.overwrite and resume in (None, NEVER):
         clear_run(folder)
     run = run_settings(config, folder, resume, name, runs=config.folds or config.seeds)
     adapt = _adapt_folds if config.folds else _adapt_seeds if config.seeds > 1 else _adapt_once
@@ -123,13 +126,14 @@ def _check(config: Namespace, auto: bool) -> None:
         raise InputError("--property: say which property to adapt to")
     if config.seeds < 1:
         raise InputError(f"--seeds {config.seeds}: give at least 1")
-    if config.seeds > 1 and config.resume:
+    resumes = config.resume not in (None, NEVER, AUTO)
+    if config.seeds > 1 and resumes:
         raise InputError(f"--resume {config.resume}: goes on with one model, not with --seeds {config.seeds}")
     if config.budget is not None and not auto:
         raise InputError("--budget: only --strategy auto takes one; bound another by --trainer.max_time 00:00:10:00")
-    if auto and (config.resume or is_distributed()):
+    if auto and (resumes or is_distributed()):
         raise InputError("--strategy auto: searches in one process and is not resumed; run what it chose by name")
-    if config.folds and (auto or config.seeds > 1 or config.resume or is_distributed()):
+    if config.folds and (auto or config.seeds > 1 or resumes or is_distributed()):
         raise InputError("--folds: does not go together with --strategy auto, --seeds, --resume or several processes")
 
 
@@ -145,6 +149,7 @@ def _adapt_once(
 def _train(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> tuple[dict[str, Any], MultiTaskModule]:
+    run = replace(run, resume=find_resumable(run.resume, run.folder, adaptation.spec))
     module, lines = adaptation.module(data, run.seed)
     for line in lines:
         say(line)

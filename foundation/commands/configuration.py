@@ -15,9 +15,11 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.properties import Property
-from foundation.commands.parsing import bracket_lists, one_line
+from foundation.commands.parsing import bracket_lists, duration, one_line
 from foundation.paths import config_path
 from foundation.process import is_first_process
+from foundation.resuming import AUTO
+from foundation.slurm.job import Job
 from foundation.tracking.server import default_mode
 from foundation.training.compilation import Asked
 from foundation.training.denoising import Displacements
@@ -40,7 +42,14 @@ def training_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--name", type=str, help="name of the run; its folder is runs/NAME")
     parser.add_argument("--out", type=str | None, default=None, help="folder of the run, instead of runs/NAME")
     parser.add_argument("--overwrite", type=bool, default=False, help="go on where OUT holds a run already")
-    parser.add_argument("--resume", type=str | None, default=None, help="checkpoint of this run to go on from")
+    parser.add_argument(
+        "--resume",
+        type=str | None,
+        default=None,
+        help="checkpoint of this run to go on from; auto: the last whole one in the run's folder, else a fresh start, "
+        "which is what a job does that Slurm has started again; no: never",
+    )
+    parser.add_argument("--save_every", type=str, default="10m", help="save an epoch in its middle after this time")
     parser.add_argument("--wandb", type=str | None, default=None, help="offline, online or off")
     parser.add_argument("--compile", type=Asked, default="auto", help="compile the encoder; auto: where it pays")
     parser.add_argument(
@@ -79,6 +88,10 @@ def parse(parser: ArgumentParser, words: Sequence[str], default_config: str) -> 
         raise InputError(one_line(getattr(error, "message", None) or str(error))) from error
     if config.train_size is not None:
         config.data.train_size = config.train_size
+    job = Job.here()
+    if config.resume is None and job is not None and job.restarts > 0:
+        config.resume = AUTO
+    duration(config.save_every)
     if config.wandb not in (None, "offline", "online", "off"):
         raise InputError(f"--wandb {config.wandb}: choose offline, online or off")
     return config
@@ -87,7 +100,8 @@ def parse(parser: ArgumentParser, words: Sequence[str], default_config: str) -> 
 def plain(config: Namespace) -> dict[str, Any]:
     """The configuration as plain values, as config.yaml records it."""
     values: dict[str, Any] = config.clone().as_dict()
-    values.pop("config", None)
+    for of_this_start in ("config", "resume"):
+        values.pop(of_this_start, None)
     return values
 
 
@@ -118,6 +132,7 @@ def run_settings(config: Namespace, folder: Path, resume: str | None, group: str
         wandb=config.wandb or default_mode(),
         seed=config.seed,
         resume=resume,
+        save_every=duration(config.save_every),
         group=group,
         compile=config.compile,
         runs=runs,

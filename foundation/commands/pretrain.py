@@ -10,10 +10,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from foundation.checkpoint import build_module, find_resumable, make_card, save_folder
+from foundation.checkpoint import build_module, make_card, save_folder
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.resuming import find_resumable
 from foundation.training.denoising import Displacements, module_kind
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     data = CrystalDataModule(**config.data.as_dict(), seed=config.seed)
     module, spec = make_module(config, data)
     folder = claim_folder(config.out, config.name or "pretrain", config.resume, config.overwrite)
-    resume = find_resumable(config.resume, spec) if config.resume else None
+    resume = find_resumable(config.resume, folder, spec)
     data.choose(module.names, module.encoder.recipe)
     say(f"pretrain: {', '.join(module.names)}; {len(data.split.train):,} crystals train; {data.split.how}")
     for note in data.split.notes:

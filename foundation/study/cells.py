@@ -147,7 +147,17 @@ def _metrics(plan: Plan, cell: Cell, folder: Path) -> dict[str, Any]:
         words += ["--leakage", plan.leakage]
     if source is not None:
         words += ["--pretrained", *checkpoints(source, plan.config, plan.folder, plan.out)]
-    words += ["--wandb", "off", "--out", str(folder), "--overwrite", "true", *_option_words(plan, cell)]
+    words += [
+        "--wandb",
+        "off",
+        "--out",
+        str(folder),
+        "--overwrite",
+        "true",
+        "--resume",
+        "no",
+        *_option_words(plan, cell),
+    ]
     (folder / "metrics.json").unlink(missing_ok=True)
     adapt.main(words)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())

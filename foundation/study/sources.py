@@ -168,7 +168,7 @@ def _train(source: Trained, job: dict[str, Any], config: StudyConfig, folder: Ta
             write_subset(pool, place / "store", source.properties, exclude=lists, size=source.size)
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
             write_json(begun, job)
-            words += ["--overwrite", "true"]
+            words += ["--overwrite", "true", "--resume", "no"]
         pretrain.main(words)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)  # `model` holds what is needed
     begun.unlink()

@@ -14,15 +14,16 @@ from foundation.process import is_first_process
 FILE = "wandb-run-id"
 
 
-def run_id(folder: Path, resumed: bool) -> str:
-    """The id of a run, kept in its folder: the same for every start of one run, another for a new one.
+def run_id(folder: Path) -> str:
+    """The id of a run, kept in its folder: the same for every start of one run.
+
+    A run that takes another's place removes it first (``clear_run``).
 
     Args:
         folder: The run's folder.
-        resumed: Whether this start goes on with the run there.
     """
     file = folder / FILE
-    if resumed and file.is_file():
+    if file.is_file():
         kept = file.read_text().strip()
         if kept:
             return kept
@@ -39,18 +40,17 @@ def run_name(folder: Path) -> str:
     return f"{folder.parent.name}-{folder.name}" if member else folder.name
 
 
-def identify(folder: Path, resumed: bool, card: Mapping[str, Any], group: str | None) -> dict[str, str]:
+def identify(folder: Path, card: Mapping[str, Any], group: str | None) -> dict[str, str]:
     """Id, name and group of a run, as its checkpoint's card keeps them.
 
     An adaptation is in the group of the run that trained what it starts from.
 
     Args:
         folder: The run's folder.
-        resumed: Whether this start goes on with the run there.
         card: The card of the model that trains.
         group: The group where the model starts from fresh weights; None for one of its own.
     """
-    own, name = run_id(folder, resumed), run_name(folder)
+    own, name = run_id(folder), run_name(folder)
     source = card.get("pretrained")
     return {"id": own, "name": name, "group": group_of(source) if source else group or f"{name}-{own}"}
 

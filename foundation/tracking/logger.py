@@ -57,12 +57,12 @@ class Tracker(GuardedLogger):
             _forget_service()
 
     @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Close the record as that of a failed run where the body raises."""
+    def failing(self, unless: type[Exception]) -> Iterator[None]:
+        """Close the record where the body raises: as that of a failed run, unless it raises what was expected."""
         try:
             yield
-        except BaseException:
-            self.finish(exit_code=1)
+        except BaseException as error:
+            self.finish(exit_code=int(not isinstance(error, unless)))
             raise
 
 

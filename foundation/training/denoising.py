@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.batching import CrystalBatch
 from datamodules.errors import InputError
-from foundation.training.module import MultiTaskModule
+from foundation.training.module import MultiTaskModule, epoch_mean
 from foundation.training.precision import full_precision
 from heads.pooling import crystal_mean, crystal_sum
 
@@ -136,7 +136,7 @@ class DenoisingModule(MultiTaskModule):
     def on_train_epoch_end(self) -> None:
         """Log the error of the displacements, in units of their standard deviation, beside all else."""
         super().on_train_epoch_end()
-        self.log("train/denoising", self.denoising_error, on_epoch=True)
+        self.log("train/denoising", epoch_mean(self.denoising_error), sync_dist=True)
 
     def _generator(self, batch_index: int) -> torch.Generator:
         """Of this process and batch alone, so that a resumed run draws what an uninterrupted one does."""

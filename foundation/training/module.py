@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.training.agreement import any_process, gathered
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
@@ -116,8 +117,7 @@ class MultiTaskModule(lightning.LightningModule):
         Raises:
             NonFiniteLoss: If the loss is NaN or infinite.
         """
-        if not bool(torch.isfinite(total)):
-            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
+        self._stop_unless_finite(total, batch, sums)
         self._labels_in_step.append(counts.sum())
         for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
             if count > 0:
@@ -144,7 +144,7 @@ class MultiTaskModule(lightning.LightningModule):
         """Log the training loss of every property and the effective weights."""
         weights = self.weighting.weights()
         for name, weight in zip(self.names, weights, strict=True):
-            self.log(f"train/{name}/loss", _compute(self.train_losses[name]), sync_dist=True)
+            self.log(f"train/{name}/loss", epoch_mean(self.train_losses[name]), sync_dist=True)
             self.log(f"train/{name}/weight", weight)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
@@ -154,8 +154,7 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If a loss is NaN or infinite.
         """
         sums, counts, predicted = self.losses(batch)
-        if not bool(torch.isfinite(sums).all()):
-            raise NonFiniteLoss(self._describe_non_finite(batch, sums))
+        self._stop_unless_finite(sums, batch, sums)
         for index, name in enumerate(self.names):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
@@ -170,7 +169,7 @@ class MultiTaskModule(lightning.LightningModule):
             self.val_metrics[name].reset()
             for metric, value in metrics.items():
                 self.log(f"val/{name}/{metric}", value)
-            loss = _compute(self.val_losses[name])
+            loss = epoch_mean(self.val_losses[name])
             if metrics:
                 losses.append(loss)
                 self.log(f"val/{name}/loss", loss)
@@ -227,6 +226,13 @@ class MultiTaskModule(lightning.LightningModule):
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return max(1, self.optimization.schedule_epochs * per_epoch)
 
+    def _stop_unless_finite(self, value: Tensor, batch: Any, sums: Tensor) -> None:
+        """All processes of a distributed run raise where one has to: the others would wait for it."""
+        bad = not bool(torch.isfinite(value).all())
+        if any_process([bad], value.device)[0]:
+            told = gathered(self._describe_non_finite(batch, sums) if bad else None)
+            raise NonFiniteLoss(next(line for line in told if line is not None))
+
     def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
         bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]
         rows = batch.row.tolist()
@@ -239,7 +245,7 @@ class MultiTaskModule(lightning.LightningModule):
         )
 
 
-def _compute(metric: Any) -> Tensor:
+def epoch_mean(metric: Any) -> Tensor:
     """The mean over the epoch and all processes, NaN where there was no label."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # this process may have seen no label where others did

@@ -110,3 +110,7 @@ class ExponentialAverage(WeightAveraging):
             torch._foreach_lerp_(averaged, current, 1.0 - keep)
 
         super().__init__(use_buffers=False, multi_avg_fn=update)  # buffers do not train: they are copied
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Leave the average in the module also where a finished run was resumed, whose training does not start."""
+        self._copy_average_to_current(pl_module)

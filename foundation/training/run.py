@@ -26,6 +26,9 @@ from foundation.inference import Ensemble, evaluate
 from foundation.largest_errors import COLUMNS, largest_errors
 from foundation.manifest import with_data
 from foundation.process import is_first_process
+from foundation.resuming import NEVER, step_of
+from foundation.slurm.job import Job
+from foundation.stopping import asked_to_stop
 from foundation.strategies.base import AdaptationStrategy
 from foundation.tracking.artifacts import record_inputs
 from foundation.tracking.ending import record_ending
@@ -33,10 +36,12 @@ from foundation.tracking.facts import recorded_config
 from foundation.tracking.guard import Guard, GuardedLogger
 from foundation.tracking.identity import identify
 from foundation.tracking.logger import Tracker, wandb_logger
+from foundation.training.checkpoint_files import LAST
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
+from foundation.training.preemption import Leaving, farewell
 from foundation.training.sharded import check_sharding, is_sharded
 from foundation.training.spec import ModelSpec
 from foundation.training.trainer import make_trainer, silence_lightning
@@ -51,6 +56,7 @@ class RunSettings:
         wandb: "offline", "online" or "off".
         seed: Seed of weights and batches.
         resume: Checkpoint of this run to go on from.
+        save_every: Seconds after which an epoch is saved in its middle.
         group: Name that ties runs together in Weights & Biases where they start from fresh weights, None for a group
             of its own; an adaptation is in the group of its pretraining.
         compile: Whether the encoder's training step is compiled: slow to start, then two to three times faster.
@@ -63,6 +69,7 @@ class RunSettings:
     wandb: str = "off"
     seed: int = 0
     resume: str | None = None
+    save_every: float = 600.0
     group: str | None = None
     compile: Asked = False
     runs: int = 1
@@ -70,18 +77,21 @@ class RunSettings:
 
 
 def claim_folder(out: str | None, name: str, resume: str | None, overwrite: bool) -> Path:
-    """The folder of a new run: ``out``, or ``runs/NAME`` with a number behind it if that is taken.
+    """The folder of a run: ``out``, or ``runs/NAME`` with a number behind it if that is taken.
 
-    Nothing is created yet.
+    Under Slurm it is ``runs/NAME-JOB``, which a job that is started again finds again. Nothing is created yet.
 
     Raises:
-        InputError: If ``out`` already holds a run.
+        InputError: If ``out``, or the job's folder, already holds a run that is not to be resumed.
     """
+    job = Job.here()
+    if out is None and job is not None:
+        out = f"runs/{name}-{job.id}"
     folder = Path(out) if out is not None else Path("runs") / name
     if not is_first_process():
         return folder  # the first process decides; the others write nothing
     taken = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
-    if not taken or resume is not None or overwrite:
+    if not taken or resume not in (None, NEVER) or overwrite:
         return folder
     if out is not None:
         raise InputError(f"--out {out}: holds a run already; choose another folder, --resume it, or say --overwrite")
@@ -124,6 +134,7 @@ def train(
 
     Raises:
         InputError: If this machine cannot compile and is told to, or the precision is too low.
+        Preempted: If a signal asked the run to stop; it has been saved.
     """
     check_precision(trainer_args.get("precision"))
     if settings.compile is True:
@@ -135,7 +146,7 @@ def train(
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
-    module.card["run"] = identify(folder, settings.resume is not None, module.card, settings.group)
+    module.card["run"] = identify(folder, module.card, settings.group)
     loggers: list[Logger] = [GuardedLogger(CSVLogger(folder, name="", version=""), Guard("writing metrics.csv"))]
     tracker = _track(module, data, settings, config)
     if tracker is not None:
@@ -144,14 +155,22 @@ def train(
     own = strategy.callbacks() if strategy is not None else []
     if is_sharded(trainer_args):
         check_sharding(module, own)
-    trainer = make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
+    trainer = make_trainer(
+        folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args, settings.save_every
+    )
     started = time.perf_counter()
-    history = kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None)
-    with warnings.catch_warnings(), history, tracker.failing() if tracker is not None else nullcontext():
-        silence_lightning()
-        trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
+    last = folder / "checkpoints" / LAST
+    step = step_of(settings.resume) if first and settings.resume is not None else None
+    recording = tracker.failing(unless=Leaving) if tracker is not None else nullcontext()
+    try:
+        with recording, warnings.catch_warnings(), kept_history(folder / "metrics.csv", step):
+            silence_lightning()
+            trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
+            if asked_to_stop() is not None and last.exists():  # since then; what follows is not resumed, but done anew
+                raise Leaving("before its evaluation")
+    except Leaving as leaving:
+        raise farewell(str(leaving), last, first) from None
     seconds = time.perf_counter() - started
-    last = folder / "checkpoints" / "last.ckpt"
     if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
         trainer.save_checkpoint(last)
     found = strategy.finish(module, data, folder) if strategy is not None else {}

@@ -16,9 +16,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import Logger
 
 from datamodules.datamodule import CrystalDataModule
+from foundation.stopping import let_go
 from foundation.strategies.base import AdaptationStrategy
+from foundation.training.checkpoint_files import AtomicCheckpointIO
+from foundation.training.exact_state import ExactState
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.preemption import Preemption
 from foundation.training.sharded import Sharded, ShardedAverage, is_sharded
 from foundation.training.watching import watching
 
@@ -72,6 +76,7 @@ def make_trainer(
     validates: bool,
     own: list[Callback],
     trainer_args: Mapping[str, Any],
+    save_every: float,
 ) -> lightning.Trainer:
     """The trainer of a run: what it saves, prints and averages.
 
@@ -82,14 +87,19 @@ def make_trainer(
         validates: Whether any crystal does.
         own: Callbacks of the strategy and of this run.
         trainer_args: Arguments of ``lightning.Trainer``.
+        save_every: Seconds after which an epoch is saved in its middle.
     """
     callbacks: list[Callback] = [*own, *watching(is_sharded(trainer_args))]
     if trainer_args.get("enable_checkpointing") is not False:
-        kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-        # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.
-        callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **kept))
+        checkpoints = folder / "checkpoints"
+        callbacks.append(ExactState())
         if validates:
-            callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **kept))
+            callbacks.append(
+                ModelCheckpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False)
+            )
+        callbacks.append(Preemption(checkpoints, save_every))
+    else:
+        let_go()
     bar = trainer_args.get("enable_progress_bar") is not False
     if bar and sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
@@ -104,15 +114,17 @@ def make_trainer(
     chosen["enable_progress_bar"] = bar and sys.stderr.isatty()
     if not validates:
         chosen["limit_val_batches"] = 0
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
-        chosen["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
     with warnings.catch_warnings():
         silence_lightning()
         return lightning.Trainer(
             logger=loggers,
             callbacks=callbacks,
+            plugins=plugins,
             default_root_dir=folder,
             use_distributed_sampler=False,  # the data module deals out batches itself
             **arguments,
@@ -131,6 +143,7 @@ def silence_lightning() -> None:
         ".*GPU available but not used.*",
         ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
         ".*Trying to infer the `batch_size`.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler is told where it ended
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
         ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is done to it in place
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",

@@ -66,6 +66,14 @@ class PropertyGradients(Callback):
     def __init__(self) -> None:
         self._last: int | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """When it was last measured, for a run that goes on."""
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up that."""
+        self._last = state_dict["last"]
+
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure."""
         step = trainer.global_step
@@ -86,6 +94,10 @@ class Throughput(Callback):
     and the start of the next, which is waiting for data but for what logging takes; ``memory/peak_GiB`` of the GPU,
     or of the process where there is none.
     """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock: an epoch that goes on in its middle is not announced."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock."""

@@ -1,0 +1,57 @@
+"""The Slurm job that this process belongs to, as its environment and `scontrol` tell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of Slurm.
+
+    Attributes:
+        id: What `scontrol` calls it: the number, and for a task of an array ARRAY_TASK. The number alone would mean
+            the whole array for one of its tasks.
+        restarts: How often Slurm has started it again.
+    """
+
+    id: str
+    restarts: int
+
+    @classmethod
+    def here(cls) -> Job | None:
+        """The job of this process; None outside of Slurm."""
+        number = os.environ.get("SLURM_JOB_ID")
+        if not number:
+            return None
+        array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+        return cls(f"{array}_{task}" if array and task else number, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+    def requeue(self) -> str | None:
+        """Ask Slurm to start it again, which ends it here.
+
+        Returns:
+            None where it will be started again; otherwise why not, in a few words.
+        """
+        if shutil.which("scontrol") is None:
+            return "there is no scontrol on this node"
+        if self._is_cancelled():
+            return "the job was cancelled"
+        done = _scontrol("requeue", self.id)
+        return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-1]
+
+    def _is_cancelled(self) -> bool:
+        """Whether somebody wants to be rid of it: requeueing would bring it back to life."""
+        shown = _scontrol("show", "job", "-o", self.id)
+        return re.search(r"\bJobState=CANCELLED\b", shown.stdout) is not None
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 1, "", "scontrol did not answer within a minute")

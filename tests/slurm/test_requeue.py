@@ -1,0 +1,180 @@
+"""On a real Slurm: runs that are requeued at random moments end as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import seen
+from test_training import differing
+from testing import TINY
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+PARTS += ("current_model_state", "averaging_state", "exact_state")
+REQUEUES = int(os.environ.get("REQUEUES", "5"))
+LAYOUTS = {"two nodes with a task each": (2, 1), "one node with two tasks": (1, 2)}
+
+
+def slurm(*words: object) -> str:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One that answers, or one of our own where this machine can have it."""
+    missing = [tool for tool in ("sbatch", "srun", "scontrol", "sinfo") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"no Slurm: {', '.join(missing)} not found (Debian: slurmctld slurmd slurm-client munge)")
+    idle = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=60, check=False)
+    if idle.returncode == 0 and len(set(idle.stdout.split())) >= 2:
+        yield
+        return
+    if os.geteuid() != 0 or shutil.which("slurmctld") is None or shutil.which("munged") is None:
+        pytest.skip("no Slurm of two nodes answers, and starting one needs root, slurmctld, slurmd and munged")
+    os.environ["SLURM_CONF"] = f"{os.environ.get('CLUSTER_DIR', '/var/tmp/foundation-slurm')}/slurm.conf"
+    subprocess.run([HERE / "cluster", "start"], check=True, timeout=120)
+    yield
+    subprocess.run([HERE / "cluster", "stop"], check=True, timeout=120)
+
+
+class Run:
+    """A job of slurm/pretrain.sbatch on the tiny store.
+
+    Args:
+        store: The store.
+        out: Folder for its log, its run and the crystals it saw.
+        options: Of sbatch.
+        step: Seconds that a training step takes at least.
+    """
+
+    def __init__(self, store: Path, out: Path, *options: object, step: float = 0.3, script: str = "pretrain") -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        tool = out / "bin" / "foundation"
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE}/watched.py "$@"\n')
+        tool.chmod(0o755)
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
+        env |= {"PATH": f"{tool.parent}:{env['PATH']}", "PYTHONPATH": f"{ROOT}:{HERE.parent}", "SEEN": str(out)}
+        env |= {"FOUNDATION_SLURM": f"{ROOT}/slurm", "FOUNDATION_RUNS": str(out), "OMP_NUM_THREADS": "1"}
+        env |= {"STEP_SECONDS": str(step), "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
+        words = ["--data.store", store, "--data.properties", "formation_energy_per_atom,band_gap", *TINY]
+        words += [
+            "--compile",
+            "false",
+            "--trainer.accelerator",
+            "cpu",
+            "--data.batch_size",
+            4,
+            "--trainer.max_epochs",
+            6,
+        ]
+        own = ["--gres=none", "--cpus-per-task=1", "--mem=1500", f"--output={out}/log.txt", *options]
+        command = ["sbatch", "--parsable", *own, f"{ROOT}/slurm/{script}.sbatch", *words]
+        done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        self.out, self.job = out, done.stdout.strip()
+
+    def shown(self, what: str, job: str | None = None) -> str:
+        """A field of `scontrol show job`."""
+        found = re.search(rf"\b{what}=(\S+)", slurm("scontrol", "show", "job", "-o", job or self.job))
+        assert found is not None
+        return found[1]
+
+    def until(self, true: Callable[[], bool], seconds: float = 240) -> None:
+        """Wait."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, f"waited {seconds} s in vain: {self.log()}"
+            time.sleep(0.3)
+
+    def trains(self) -> None:
+        """Wait until it has taken another step."""
+        before = len(seen(self.out)[0])
+        self.until(lambda: len(seen(self.out)[0]) > before)
+
+    def ends(self, state: str = "COMPLETED") -> None:
+        """Wait for the end, which is to be this one."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self.until(lambda: self.shown("JobState") in over)
+        assert self.shown("JobState") == state, self.log()
+
+    def log(self) -> str:
+        return (self.out / "log.txt").read_text() if (self.out / "log.txt").exists() else "no log"
+
+    def content(self) -> dict[str, Any]:
+        (file,) = self.out.glob("pretrain-*/checkpoints/last.ckpt")
+        loaded: dict[str, Any] = torch.load(file, weights_only=True)
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: None, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tiny_store, tmp_path_factory.mktemp("whole"), "--nodes=1", "--ntasks-per-node=2", step=0)
+    run.ends()
+    return run
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), LAYOUTS.values(), ids=LAYOUTS)
+def test_requeued_at_random_moments(whole: Run, tiny_store: Path, tmp_path: Path, nodes: int, tasks: int) -> None:
+    draw = random.Random(nodes)
+    run = Run(tiny_store, tmp_path / "run", f"--nodes={nodes}", f"--ntasks-per-node={tasks}")
+    for requeue in range(REQUEUES):
+        run.trains()
+        time.sleep(draw.uniform(0, 2))
+        slurm("scancel", f"--signal={draw.choice(['USR1', 'USR1', 'TERM'])}", run.job)
+        run.until(lambda requeue=requeue: int(run.shown("Restarts")) == requeue + 1)
+    run.ends()
+    assert run.shown("Restarts") == str(REQUEUES)
+    one, two = whole.content(), run.content()
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert seen(run.out, 2) == seen(whole.out, 2)  # no batch lost, none repeated
+    recorded = [path.name for path in run.out.glob("pretrain-*/wandb/offline-run-*")]
+    assert len(recorded) == REQUEUES + 1
+    assert len({name.rsplit("-", 1)[1] for name in recorded}) == 1
+
+
+def test_a_signal_while_the_program_starts(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
+    run = Run(tiny_store, tmp_path / "run", step=0)
+    run.until(lambda: run.shown("JobState") == "RUNNING")
+    time.sleep(2)
+    slurm("scancel", "--signal=USR1", run.job)
+    run.ends()
+    assert run.shown("Restarts") == "1"
+    assert "stopped before its first step by SIGUSR1" in run.log()
+
+
+def test_a_cancelled_job_stays_away(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
+    run = Run(tiny_store, tmp_path / "run")
+    run.trains()
+    slurm("scancel", run.job)
+    run.ends("CANCELLED")
+    time.sleep(3)
+    assert run.shown("JobState") == "CANCELLED"
+    assert run.content()["global_step"] > 0
+
+
+def test_one_task_of_an_array_is_requeued_and_the_other_is_not(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
+    run = Run(tiny_store, tmp_path / "run", "--array=1-2")
+    run.until(lambda: len(list(run.out.glob(f"pretrain-{run.job}_*/config.yaml"))) == 2)
+    run.trains()
+    slurm("scancel", "--signal=USR1", f"{run.job}_2")
+    for task, restarts in ((1, "0"), (2, "1")):
+        name = f"{run.job}_{task}"
+        run.until(lambda name=name: run.shown("JobState", name) == "COMPLETED")
+        assert run.shown("Restarts", name) == restarts
+    steps = [torch.load(file, weights_only=True)["global_step"] for file in run.out.glob("pretrain-*/*/last.ckpt")]
+    assert steps[0] == steps[1]

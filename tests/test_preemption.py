@@ -1,0 +1,280 @@
+"""Stopped by a signal or killed at any moment, a run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Command
+from ranks import Moment, Ranks, seen, warm_server
+from test_training import differing
+from testing import QUIET, TINY
+
+from datamodules.errors import InputError
+from datamodules.sampling import BatchedRows
+from foundation.slurm.job import Job
+from foundation.stopping import asked_to_stop, held_signals, note
+from foundation.training.checkpoint_files import LAST, PREVIOUS, AtomicCheckpointIO, is_whole
+from foundation.training.history import kept_history
+
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+PARTS += ("current_model_state", "averaging_state", "exact_state")
+EPOCHS, STEPS = 2, 12  # six batches an epoch
+KILLS = int(os.environ.get("KILLS", "5"))
+
+
+def words(store: Path, world: int = 1, *more: object) -> list[object]:
+    """A pretraining run whose global batches do not depend on the number of processes."""
+    properties = "formation_energy_per_atom,band_gap"
+    run = ["pretrain", "--data.store", store, "--data.properties", properties, *TINY, *QUIET]
+    return [*run, "--data.batch_size", 8 // world, "--trainer.max_epochs", EPOCHS, *more]
+
+
+def content(out: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(out / "run" / "checkpoints" / LAST, weights_only=True)
+    return loaded
+
+
+def assert_the_same(out: Path, whole: Path, world: int) -> None:
+    """Weights, averages, optimizer, random numbers and metrics bit for bit; every batch once and in order."""
+    one, two = content(whole), content(out)
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert seen(out, world) == seen(whole, world)
+    tables = [pd.read_csv(place / "run" / "metrics.csv") for place in (whole, out)]
+    told = [name for name in tables[0].columns if not name.startswith(("speed/", "memory/"))]
+    pd.testing.assert_frame_equal(tables[1][told], tables[0][told])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with warm_server():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same runs in one and in two processes, never stopped."""
+    out = {}
+    for world in (1, 2):
+        out[world] = tmp_path_factory.mktemp(f"whole{world}")
+        run = Ranks([*words(tiny_store, world), "--out", out[world] / "run"], out[world], world)
+        assert run.wait() == [0] * world, run.printed()
+        assert all(len(lines) == STEPS for lines in seen(out[world], world))
+    return out
+
+
+CUTS = {
+    "in the middle of an epoch": (1, [[Moment("train", 3)], [Moment("train", 2, signal.SIGTERM)]]),
+    "during validation": (1, [[Moment("validate")]]),
+    "at the last batch of an epoch": (1, [[Moment("train", 6)]]),
+    "during a save": (1, [[Moment("save", 1)]]),
+    "twice within a second": (1, [[Moment("train", 4, times=2), Moment("save", 1)]]),
+    "on one of two processes": (2, [[Moment("train", 3, rank=1)], [Moment("validate", 1, rank=1)]]),
+}
+
+
+@pytest.mark.parametrize(("world", "starts"), CUTS.values(), ids=CUTS)
+def test_a_signal(
+    whole: dict[int, Path], tiny_store: Path, tmp_path: Path, world: int, starts: list[list[Moment]]
+) -> None:
+    command = [*words(tiny_store, world), "--out", tmp_path / "run", "--resume", "auto"]
+    for moments in starts:
+        run = Ranks(command, tmp_path, world, moments=moments)
+        assert all(code in (138, 143) for code in run.wait()), run.printed()
+        last = run.printed().splitlines()[-1]
+        assert last.startswith("foundation: stopped at step ")
+        assert last.endswith(f"go on with the same command and --resume {tmp_path}/run/checkpoints/last.ckpt")
+    run = Ranks(command, tmp_path, world)
+    assert run.wait() == [0] * world, run.printed()
+    assert_the_same(tmp_path, whole[world], world)
+
+
+ACCUMULATED = ["--trainer.accumulate_grad_batches", 2, "--data.temperature", 2, "--task_weights", "learned"]
+
+
+def test_accumulated_gradients_are_not_cut_in_two(tiny_store: Path, tmp_path: Path) -> None:
+    for name, moments in (("whole", []), ("cut", [Moment("train", 3)])):
+        out = tmp_path / name
+        command = [*words(tiny_store, 1, *ACCUMULATED), "--out", out / "run", "--resume", "auto"]
+        codes = [Ranks(command, out, moments=moments).wait(), *([Ranks(command, out).wait()] if moments else [])]
+        assert codes == ([[138], [0]] if moments else [[0]])
+    assert "stopped at step 2 by SIGUSR1" in (tmp_path / "cut" / "rank0.txt").read_text()
+    assert_the_same(tmp_path / "cut", tmp_path / "whole", 1)
+
+
+def test_a_rehearsing_run(tiny_run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    adapt = ["adapt", "--pretrained", tiny_run, "--data.store", tiny_store, "--property", "shear_modulus", *QUIET]
+    adapt += ["--strategy", "replay", "--strategy.init_args.store", tiny_store, "--data.batch_size", 8]
+    adapt += ["--trainer.max_epochs", EPOCHS, "--resume", "auto"]
+    for name, moments in (("whole", []), ("cut", [Moment("train", 4)])):
+        out = tmp_path / name
+        starts = [moments, []] if moments else [[]]
+        codes = [Ranks([*adapt, "--out", out / "run"], out, moments=these).wait() for these in starts]
+        assert codes[-1] == [0], (out / "rank0.txt").read_text()
+    one, two = content(tmp_path / "whole"), content(tmp_path / "cut")
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert seen(tmp_path / "cut") == seen(tmp_path / "whole")
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}
+JOBS = {
+    "a job": ({}, "7"),
+    "a task of an array": ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),
+}
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in that writes down how it is called; its file."""
+    calls, tool = tmp_path / "calls.txt", tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$1" = show ] && echo "JobId=7 JobState=$STATE Reason=None"\n')
+    tool.write_text(tool.read_text() + "exit 0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    return calls
+
+
+@pytest.mark.parametrize(("variables", "job"), JOBS.values(), ids=JOBS)
+def test_a_job_is_requeued_and_finds_its_run_by_itself(
+    whole: dict[int, Path], tiny_store: Path, tmp_path: Path, scontrol: Path, variables: dict[str, str], job: str
+) -> None:
+    env = SLURM | variables | {"STATE": "RUNNING", "PATH": os.environ["PATH"]}
+    command = [*words(tiny_store), "--out", tmp_path / "run", "--wandb", "offline"]
+    for restarts, moments in ((0, [Moment("start", number=signal.SIGTERM)]), (1, [Moment("train", 3)]), (2, [])):
+        run = Ranks(command, tmp_path, env=env | {"SLURM_RESTART_COUNT": str(restarts)}, moments=moments)
+        assert run.wait() == [0], run.printed()
+    assert scontrol.read_text().splitlines() == [f"show job -o {job}", f"requeue {job}"] * 2
+    assert f"stopped before its first step by SIGTERM; having job {job} started again" in run.printed()
+    assert_the_same(tmp_path, whole[1], 1)
+    recorded = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len({path.name.rsplit("-", 1)[1] for path in recorded}) == 1
+
+
+def test_who_is_cancelled_does_not_come_back(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE", "CANCELLED")
+    assert Job("7", 0).requeue() == "the job was cancelled"
+    monkeypatch.setenv("STATE", "RUNNING")
+    assert Job("7", 0).requeue() is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert Job("7", 0).requeue() == "there is no scontrol on this node"
+
+
+def test_killed_at_any_moment(tiny_store: Path, tmp_path: Path) -> None:
+    """Nothing is lost but what came after the last save: batches may be repeated, never left out."""
+    longer = words(tiny_store, 1, "--trainer.max_epochs", max(EPOCHS, KILLS // 3))
+    reference, cut = tmp_path / "whole", tmp_path / "cut"
+    assert Ranks([*longer, "--out", reference / "run"], reference).wait() == [0]
+    command = [*longer, "--save_every", "0.05s", "--out", cut / "run", "--resume", "auto"]
+    draw, kills, torn = random.Random(0), 0, 0
+    for _ in range(3 * KILLS):
+        run = Ranks(command, cut, env={"STEP_SECONDS": "0.05"})
+        if kills < KILLS:
+            before = len(seen(cut)[0])
+            while run.running and len(seen(cut)[0]) == before:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.2))
+            if run.running:
+                run.signal(signal.SIGKILL)
+                kills += 1
+                torn += any((cut / "run" / "checkpoints").glob(".*.writing"))
+        if run.wait() == [0]:
+            break
+    print(f"{kills} kills, {torn} of them during a save")
+    assert kills == KILLS
+    one, two = content(reference), content(cut)
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert set(seen(cut)[0]) == set(seen(reference)[0])
+    steps = [int(line.split()[0]) * 6 + int(line.split()[1]) for line in seen(cut)[0]]
+    assert all(after <= before + 1 for before, after in pairwise(steps))  # none is left out
+    rows = pd.read_csv(cut / "run" / "metrics.csv")
+    assert not rows.duplicated().any()
+
+
+def test_a_torn_checkpoint_is_passed_over(foundation: Command, tiny_store: Path, tmp_path: Path) -> None:
+    command = [*words(tiny_store), "--out", tmp_path / "run"]
+    assert foundation(*command).code == 0
+    last, previous = (tmp_path / "run" / "checkpoints" / name for name in (LAST, PREVIOUS))
+    expected = content(tmp_path)
+    assert torch.load(previous, weights_only=True)["epoch"] == EPOCHS - 2
+    torn = bytearray(last.read_bytes())
+    torn[len(torn) // 2] ^= 1  # a single bit, which reading alone need not notice
+    last.write_bytes(torn)
+    answer = foundation(*command, "--resume", "auto")
+    assert answer.code == 0, answer.err
+    assert f"torn, its checksums do not fit; going on from the one before it, {previous}" in answer.err
+    assert differing(content(tmp_path)["state_dict"], expected["state_dict"]) == []
+    last.write_bytes(torn[:-100])
+    previous.unlink()
+    answer = foundation(*command, "--resume", "auto")
+    assert answer.code == 2
+    assert "torn" in answer.err
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, target = AtomicCheckpointIO(), tmp_path / LAST
+    files.save_checkpoint({"n": 1}, target)
+    files.save_checkpoint({"n": 2}, target)
+    assert [torch.load(tmp_path / name)["n"] for name in (LAST, PREVIOUS)] == [2, 1]
+    assert is_whole(target)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"last.ckpt: cannot be written: .*No space left.*; the checkpoint before"):
+        files.save_checkpoint({"n": 3}, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    assert torch.load(target)["n"] == 2
+
+
+def test_signals_wait_while_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.getsignal(signal.SIGTERM)
+    with held_signals():
+        assert asked_to_stop() is None
+        signal.raise_signal(signal.SIGTERM)  # by default the end of this process
+        assert asked_to_stop() == signal.SIGTERM
+        note(signal.SIGTERM)
+        assert asked_to_stop() == signal.SIGTERM
+    with held_signals():
+        assert asked_to_stop() is None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_rows_behind_the_last_checkpoint_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,step,loss\n0,0,3.0\n0,1,2.0\n0,2,1.0\n1,")  # cut off in mid-row
+    with kept_history(file, step=2):
+        assert not file.exists()
+        file.write_text("epoch,step,loss\n0,2,1.5\n")
+    assert pd.read_csv(file)["loss"].tolist() == [3.0, 2.0, 1.5]
+
+
+def test_an_epoch_begins_behind_what_was_seen() -> None:
+    sampler = BatchedRows(np.arange(20), 4, shuffle=True, seed=1)
+    sampler.set_epoch(3)
+    every = [batch.tolist() for batch in sampler]
+    sampler.go_to(3, 2)
+    assert [batch.tolist() for batch in sampler] == every[2:]
+    assert len(sampler) == 5
+    sampler.set_epoch(4)
+    assert len(list(sampler)) == 5
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(tiny_store: Path, tmp_path: Path) -> None:
+    run = Ranks([*words(tiny_store, 2), "--out", tmp_path / "run"], tmp_path, 2, env={"NAN_ON": "1"})
+    assert run.wait(60) == [1, 1]
+    last = run.printed().splitlines()[-1]
+    assert last.startswith("foundation: stopped: the loss of ")
+    assert "is not finite at step 1" in last
