@@ -162,8 +162,11 @@ def test_a_job_is_requeued_and_finds_its_run_by_itself(
 
 
 def test_who_is_cancelled_does_not_come_back(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STATE", "CANCELLED")
-    assert Job("7", 0).requeue() == "the job was cancelled"
+    for state in ("CANCELLED", "COMPLETING RunTime=00:00:59 TimeLimit=00:01:00", "COMPLETING TimeLimit=UNLIMITED"):
+        monkeypatch.setenv("STATE", state)
+        assert Job("7", 0).requeue() == "the job was cancelled"
+    monkeypatch.setenv("STATE", "COMPLETING RunTime=1-00:00:03 TimeLimit=1-00:00:00")
+    assert Job("7", 0).requeue() is None  # its time is over
     monkeypatch.setenv("STATE", "RUNNING")
     assert Job("7", 0).requeue() is None
     monkeypatch.setenv("PATH", "/nowhere")

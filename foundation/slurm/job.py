@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from foundation.slurm.submission import seconds_of
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,9 +47,17 @@ class Job:
         return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-1]
 
     def _is_cancelled(self) -> bool:
-        """Whether somebody wants to be rid of it: requeueing would bring it back to life."""
-        shown = _scontrol("show", "job", "-o", self.id)
-        return re.search(r"\bJobState=CANCELLED\b", shown.stdout) is not None
+        """Whether somebody wants to be rid of it: requeueing would bring it back to life.
+
+        A job that is over while its processes still run is shown as COMPLETING, whatever ended it; unless that was its
+        time limit, it was cancelled, or Slurm preempts it and starts it again by itself.
+        """
+        shown = _scontrol("show", "job", "-o", self.id).stdout
+        fields = dict(re.findall(r"\b(JobState|RunTime|TimeLimit)=(\S+)", shown))
+        if fields.get("JobState") not in ("COMPLETING", "CANCELLED"):
+            return False
+        limit = fields.get("TimeLimit", "UNLIMITED")
+        return not limit[0].isdigit() or seconds_of(fields["RunTime"]) < seconds_of(limit)
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
