@@ -68,7 +68,7 @@ def prepare_label(
         return Prepared(label, "wrong_shape", f"a tensor {property.formula} has the shape {(3,) * rank}")
     if np.isinf(tensor).any() or (np.isnan(tensor).any() and not per_atom):
         return Prepared(label, "nonfinite_label")
-    plain: Label = np.where(np.isnan(tensor), None, tensor).tolist()
+    plain: Label = np.where(np.isnan(tensor), np.array(None), tensor).tolist()
     if np.isnan(tensor).any():  # atoms without a label hide what the symmetry of the others is
         return Prepared(plain)
     off = index_residual(tensor, property.formula)

@@ -82,7 +82,7 @@ class LabelSchema:
         elif known is not None and known.kind in ("scalar", "class") and _is_stated(known):
             expected = int(known.level == "atom")
         else:
-            expected = self._depth.get(name, depth)  # type: ignore[assignment]
+            expected = self._depth.get(name, int(depth))
         if len(depths) > 1 or depth != expected:
             return "wrong_shape"
         length = len(label) if isinstance(label, list) else 0

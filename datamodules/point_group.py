@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from datamodules.tensors import Array, rotated
 
 def symmetry_operations(crystal: Crystal) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
     """Every operation of the space group: its Cartesian matrix [3, 3], and [N] where it takes each atom."""
-    cell = (crystal.lattice, crystal.frac_coords, crystal.numbers)
+    cell: Any = (crystal.lattice, crystal.frac_coords, crystal.numbers)
     try:
         found = spglib.get_symmetry(cell, symprec=SYMPREC)
     except spglib.SpglibError:
@@ -64,4 +65,3 @@ def point_group_residual(tensor: Array, crystal: Crystal, rank: int, per_atom: b
     if largest == 0:
         return 0.0
     return float(np.abs(tensor - symmetrized(tensor, crystal, rank, per_atom)).max()) / largest
-

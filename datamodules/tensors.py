@@ -1,8 +1,9 @@
 """Cartesian tensors as labels: their shapes and the symmetry of their indices.
 
 A tensor is stored in full, ``[3] * rank``, in the Cartesian frame of its structure's lattice vectors. Sources may
-give rank 2 to 4 in Voigt notation, in the order xx, yy, zz, yz, xz, xy and without factors: that of stiffnesses (GPa) and
-of piezoelectric stress constants (C/m^2), not that of compliances. Nine numbers in a row are a rank-2 tensor, row by row.
+give rank 2 to 4 in Voigt notation, in the order xx, yy, zz, yz, xz, xy and without factors: that of stiffnesses (GPa)
+and of piezoelectric stress constants (C/m^2), not that of compliances. Nine numbers in a row are a rank-2 tensor, row
+by row.
 """
 
 from __future__ import annotations

@@ -107,5 +107,6 @@ class Adaptation:
         self.strategy.prepare(module, data, self.pretrained)
         blocks = frozen_blocks(module.encoder, rates)
         if self.cache and blocks is not None and data.rehearsal is None:
-            data.known = known_features(module.encoder, blocks, data)
+            edges = any(head.needs_edges for _, head in module.named_heads())
+            data.known = known_features(module.encoder, blocks, data, edges)
         return module.train(), lines

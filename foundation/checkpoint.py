@@ -181,7 +181,7 @@ def find_resumable(path: str, spec: ModelSpec) -> str:
     members = find_members(path)
     if len(members) > 1 or members[0].is_dir():
         raise InputError(f"--resume {path}: give the .ckpt file of one run")
-    if load_checkpoint(members[0]).card["spec"] != spec.as_dict():
+    if load_checkpoint(members[0]).spec != spec:
         raise InputError(
             f"--resume {path}: has another encoder or other heads than this run; resume with its own config"
         )

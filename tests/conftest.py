@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from foundation.auto.folds import Folds
 
-pytest.register_assert_rewrite("testing", "suites", "studies")
+pytest.register_assert_rewrite("testing", "suites", "studies", "shaped")
 
 ROOT = Path(__file__).resolve().parent.parent
 

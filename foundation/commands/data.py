@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="properties",
         metavar="name:unit[:log]",
-        help="declare a unit, and that models should learn the logarithm; or, behind it, the index symmetry of a tensor "
-        "(:ij=ji), :atom, the bins of a spectrum (:grid=0..1000..51 cm^-1) or :classes=7",
+        help="declare a unit, and that models should learn the logarithm; or, behind it, the index symmetry of a "
+        "tensor (:ij=ji), :atom, the bins of a spectrum (:grid=0..1000..51 cm^-1) or :classes=7",
     )
     read.add_argument("--structure-column", metavar="NAME", help="where a table keeps its structures")
     read.add_argument("--map", action="append", default=[], dest="maps", metavar="old=new", help="rename a label")

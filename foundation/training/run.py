@@ -25,6 +25,7 @@ from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.tracking import wandb_logger
+from foundation.training.calibration import calibrate
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
@@ -139,6 +140,7 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
         trainer.save_checkpoint(last)
+    calibrate(module, data, folder)
     found = strategy.finish(module, data, folder) if strategy is not None else {}
     results: dict[str, Any] = {}
     if trainer.is_global_zero:
