@@ -63,6 +63,14 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tensor_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 60 small crystals with tensors, spectra, labels of atoms, a class and two scalars, some missing."""
+    from testing import compounds, make_tensor_store
+
+    return make_tensor_store(tmp_path_factory.mktemp("stores") / "tensors", compounds())
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny encoder's pretraining on formation energy and band gap, by the real command."""
     from testing import QUIET, TINY

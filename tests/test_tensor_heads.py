@@ -234,7 +234,7 @@ def test_the_last_peak_is_the_last_that_is_high() -> None:
         (lambda: TensorHead(IRREPS, tensor("ij=ji"), sign_free=True), "sign_free is for tensors of odd rank"),
         (lambda: AtomHead(IRREPS, tensor("ij")), "an AtomHead predicts a label of each atom"),
         (lambda: AtomHead(IRREPS, of_atoms("ij"), sign="absolute"), "sign absolute is for scalars"),
-        (lambda: SpectrumHead(IRREPS, Property("dos", kind="spectrum")), "predicts a spectrum of the crystal on a grid"),
+        (lambda: SpectrumHead(IRREPS, Property("dos", kind="spectrum")), "a spectrum of the crystal on a grid"),
         (lambda: SpectrumHead(IRREPS, Property("d", kind="spectrum", grid="0-1")), "write first..last..count unit"),
     ],
 )  # fmt: skip
