@@ -65,9 +65,12 @@ def identity_like(tensor: Tensor) -> Tensor:
 
 
 def logarithm(tensor: Tensor) -> Tensor:
-    """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are."""
+    """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are.
+
+    Something finite for others, whose loss is to be multiplied by zero.
+    """
     values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
-    return from_matrix(vectors @ torch.diag_embed(torch.log(values)) @ vectors.mT)
+    return from_matrix(vectors @ torch.diag_embed(torch.log(values.clamp(min=1e-12))) @ vectors.mT)
 
 
 def exponential(tensor: Tensor) -> Tensor:

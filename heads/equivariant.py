@@ -9,6 +9,7 @@ come from the directions of each atom's neighbours.
 from __future__ import annotations
 
 import math
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from heads.pooling import MeanAndAttention, crystal_mean
 FADE = 0.5  # Angstrom over which a neighbour fades out before the cutoff
 CUTOFF = 8.0  # Angstrom of the last radial function
 NUM_RADIAL = 10
+FAR_CHANNELS = 4  # of the sums over neighbours of each degree
 NUM_NEIGHBORS = 12.0  # by whose root sums over neighbours are divided
 
 Kind = tuple[int, int]  # degree and parity
@@ -33,20 +35,19 @@ class NeighborHarmonics(nn.Module):
     Args:
         scalars: Scalars per atom C_0.
         degrees: Degrees l of the harmonics.
-        channels: Channels C of each.
         hidden: Hidden channels of the radial network.
     """
 
     centers: Tensor
 
-    def __init__(self, scalars: int, degrees: list[int], channels: int, hidden: int = 16) -> None:
+    def __init__(self, scalars: int, degrees: list[int], hidden: int = 16) -> None:
         super().__init__()
         self.degrees = degrees
         self.register_buffer("centers", torch.linspace(0.5, CUTOFF, NUM_RADIAL), persistent=False)
         self.radial = nn.Linear(NUM_RADIAL, hidden)
         self.sender = nn.Linear(scalars, hidden, bias=False)
         self.receiver = nn.Linear(scalars, hidden, bias=False)
-        self.out = nn.Linear(hidden, len(degrees) * channels)
+        self.out = nn.Linear(hidden, len(degrees) * FAR_CHANNELS)
 
     def forward(self, scalars: Tensor, batch: Any) -> Features:
         """[N, C_0] -> one [N, 2l+1, C] per degree."""
@@ -81,39 +82,47 @@ class AtomProducts(nn.Module):
 
     def __init__(self, channels: dict[int, int], wanted: set[Kind], width: int) -> None:
         super().__init__()
-        self.paths = [
-            (first, second, kind)
-            for first in channels
-            for second in channels
-            for kind in sorted(wanted)
-            if first <= second and abs(first - second) <= kind[0] <= first + second
-            if kind[1] == (-1) ** (first + second) and kind != (0, 1)
-        ]
+        self.pairs: dict[tuple[int, int], list[Kind]] = {}
+        for first, second in combinations_with_replacement(channels, 2):
+            degrees = range(abs(first - second), first + second + 1)
+            kinds = [(degree, (-1) ** (first + second)) for degree in degrees]
+            kinds = [kind for kind in kinds if kind in wanted]
+            if kinds:
+                self.pairs[first, second] = kinds
         # A pseudoscalar is a product of three vectors.
         self.triple = (0, -1) in wanted and 1 in channels
-        lefts = {first for first, _, _ in self.paths} | ({1} if self.triple else set())
-        rights = {second for _, second, _ in self.paths} | ({1} if self.triple else set())
+        lefts = {first for first, _ in self.pairs} | ({1} if self.triple else set())
+        rights = {second for _, second in self.pairs} | ({1} if self.triple else set())
         self.left = nn.ModuleDict({str(d): nn.Linear(channels[d], width, bias=False) for d in sorted(lefts)})
         self.right = nn.ModuleDict({str(d): nn.Linear(channels[d], width, bias=False) for d in sorted(rights)})
         self.third = nn.Linear(channels[1], width, bias=False) if self.triple else None
-        for first, second, kind in self.paths:
-            table = o3.wigner_3j(first, second, kind[0], dtype=torch.float64) * math.sqrt(2 * kind[0] + 1)
-            table = table.to(torch.get_default_dtype())
-            self.register_buffer(f"table_{first}_{second}_{kind[0]}", table, persistent=False)
+        for first, second in self.pairs:
+            tables = [
+                o3.wigner_3j(first, second, kind[0], dtype=torch.float64).flatten(0, 1) * math.sqrt(2 * kind[0] + 1)
+                for kind in self.pairs[first, second]
+            ]
+            table = torch.cat(tables, dim=1).to(torch.get_default_dtype())  # [(2 l1 + 1) (2 l2 + 1), sum of 2 l3 + 1]
+            self.register_buffer(f"table_{first}_{second}", table, persistent=False)
 
     def forward(self, features: Features) -> dict[Kind, list[Tensor]]:
         """One [N, 2l+1, C_l] per degree -> [N, 2l+1, width] of each path, by degree and parity."""
-        left = {d: linear(features[int(d), (-1) ** int(d)]) for d, linear in self.left.items()}
-        right = {d: linear(features[int(d), (-1) ** int(d)]) for d, linear in self.right.items()}
+        left = {d: _bounded(linear(features[int(d), (-1) ** int(d)])) for d, linear in self.left.items()}
+        right = {d: _bounded(linear(features[int(d), (-1) ** int(d)])) for d, linear in self.right.items()}
         found: dict[Kind, list[Tensor]] = {}
-        for first, second, kind in self.paths:
-            table = getattr(self, f"table_{first}_{second}_{kind[0]}")
-            product = torch.einsum("nic,njc,ijk->nkc", left[str(first)], right[str(second)], table)
-            found.setdefault(kind, []).append(product)
+        for (first, second), kinds in self.pairs.items():
+            one, other = left[str(first)].transpose(1, 2), right[str(second)].transpose(1, 2)  # [N, width, 2l+1]
+            # All results of a pair by one matrix product.
+            made = (one[:, :, :, None] * other[:, :, None]).flatten(2) @ getattr(self, f"table_{first}_{second}")
+            for kind, part in zip(kinds, made.split([2 * degree + 1 for degree, _ in kinds], dim=2), strict=True):
+                found.setdefault(kind, []).append(part.transpose(1, 2))
         if self.third is not None:
             crossed = torch.linalg.cross(left["1"], right["1"], dim=1)
             found[0, -1] = [(crossed * self.third(features[1, -1])).sum(dim=1, keepdim=True)]
         return found
+
+    def count(self, kind: Kind) -> int:
+        """How many paths make a degree and parity."""
+        return sum(kind in kinds for kinds in self.pairs.values()) + (kind == (0, -1) and self.triple)
 
 
 class IrrepsReadout(nn.Module):
@@ -124,7 +133,7 @@ class IrrepsReadout(nn.Module):
         irreps_out: What is made, up to degree 4.
         per_atom: Whether each atom has its own; else the mean over the atoms is made, which is intensive.
         hidden: Channels of a hidden layer for the weights; 0 for linear ones.
-        width: Channels of products and of sums over neighbours.
+        width: Channels of products.
         bias: Whether what is made of scalars has a bias; it would be lost where a mean is taken off.
 
     Raises:
@@ -144,23 +153,21 @@ class IrrepsReadout(nn.Module):
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), irreps_out
         self.per_atom = per_atom
         self.scalars = invariant_slice(self.irreps_in)
-        self.places = {
-            (ir.l, ir.p): (place, mul) for (mul, ir), place in zip(self.irreps_in, self.irreps_in.slices(), strict=True)
-        }
+        self.places = {(ir.l, ir.p): (mul, ir.dim) for mul, ir in self.irreps_in}
         size = self.scalars.stop - self.scalars.start
         counts: dict[Kind, int] = {}
         for mul, ir in irreps_out:
             counts[ir.l, ir.p] = counts.get((ir.l, ir.p), 0) + mul
         self.num_scalars = counts.pop((0, 1), 0)
         self.wanted = counts
-        channels = {d: mul for (d, p), (_, mul) in self.places.items() if d > 0 and p == (-1) ** d}
+        channels = {d: mul for (d, p), (mul, _) in self.places.items() if d > 0 and p == (-1) ** d}
         far = [d for d, p in sorted(counts) if p == (-1) ** d and d >= 3]
-        self.neighbors = NeighborHarmonics(size, far, width) if far else None
+        self.neighbors = NeighborHarmonics(size, far) if far else None
         self.products = AtomProducts(channels, set(counts), width)
-        made = {kind: sum(path[2] == kind for path in self.products.paths) * width for kind in counts}
+        made = {kind: self.products.count(kind) * width for kind in counts}
         for kind in counts:
             own = channels.get(kind[0], 0) if kind[1] == (-1) ** kind[0] else 0
-            made[kind] += own + width * (kind[0] in far) + width * (kind == (0, -1) and self.products.triple)
+            made[kind] += own + FAR_CHANNELS * (kind[0] in far and kind[1] == (-1) ** kind[0])
             if not made[kind]:
                 raise ValueError(
                     f"irreps {irreps_in}: nothing of degree {kind[0]}, parity {kind[1]} can be made of them"
@@ -179,13 +186,17 @@ class IrrepsReadout(nn.Module):
 
     def forward(self, features: Tensor, batch: Any) -> Tensor:
         """[N, irreps_in.dim] -> [B, irreps_out.dim], or [N, irreps_out.dim] of atoms."""
-        scalars = features[:, self.scalars]
+        # Split at once: the gradient of slices, one by one, would be as many arrays of zeros.
+        given = dict(
+            zip(self.places, features.split([mul * dim for mul, dim in self.places.values()], dim=1), strict=True)
+        )
+        scalars = given[0, 1]
         made: dict[Kind, Tensor] = {}
         if self.invariants is not None:
             entering = scalars if self.pool is None else self.pool(scalars, batch)
             made[0, 1] = self.invariants(entering)
         if self.weights is not None:
-            made |= self._equivariant(features, scalars, batch)
+            made |= self._equivariant(given, batch)
         parts, taken = [], dict.fromkeys(made, 0)
         for mul, ir in self.irreps_out:
             start = taken[ir.l, ir.p]
@@ -193,12 +204,13 @@ class IrrepsReadout(nn.Module):
             parts.append(made[ir.l, ir.p][:, start : start + mul * ir.dim])
         return torch.cat(parts, dim=1)
 
-    def _equivariant(self, features: Tensor, scalars: Tensor, batch: Any) -> Features:
+    def _equivariant(self, given: Features, batch: Any) -> Features:
         """One [B or N, multiplicity * (2l+1)] per degree and parity beside the scalars."""
+        scalars = given[0, 1]
         own = {
-            (d, p): _bounded(features[:, place].view(-1, mul, 2 * d + 1).transpose(1, 2))
-            for (d, p), (place, mul) in self.places.items()
-            if d > 0
+            kind: given[kind].view(-1, mul, dim).transpose(1, 2)
+            for kind, (mul, dim) in self.places.items()
+            if kind != (0, 1)
         }
         sources = self.products(own)
         for kind in self.wanted:

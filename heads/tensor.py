@@ -128,8 +128,4 @@ class TensorHead(ShapedHead):
         return target.mean(dim=0).expand(len(asked.num_atoms), *self.shape)
 
     def _learned(self, target: Tensor) -> Tensor:
-        if not self.positive_definite:
-            return target
-        # Labels that have no logarithm count for nothing; the identity keeps what is computed for them finite.
-        good = is_definite(target).view(-1, *[1] * len(self.shape))
-        return logarithm(torch.where(good, target, identity_like(target))).to(target.dtype)
+        return logarithm(target).to(target.dtype) if self.positive_definite else target
