@@ -149,9 +149,9 @@ def test_a_tetrahedral_site_has_a_piezoelectric_tensor_and_a_centre_of_inversion
     torch.manual_seed(0)
     head = TensorHead(IRREPS, KNOWN["piezoelectric_tensor"])
     zinc, salt, polar = (predicted(head, crystal)[0].abs().max() for crystal in (zincblende(), rock_salt(), wurtzite()))
-    assert float(zinc) > 1e-3
-    assert float(polar) > 1e-3
-    assert float(salt) < 1e-5
+    assert float(zinc) > 1e-4
+    assert float(polar) > 1e-4
+    assert float(salt) < 1e-7
 
 
 @pytest.mark.parametrize("name", ["elastic_tensor", "dielectric_total"])
