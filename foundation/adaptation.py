@@ -11,6 +11,7 @@ from datamodules.errors import InputError
 from foundation.checkpoint import Checkpoint, build_module, make_card
 from foundation.frozen import frozen_blocks, known_features
 from foundation.strategies.base import AdaptationStrategy
+from foundation.training.denoising import AT_REST, Displacements, module_kind
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import check_varied, fit_scalers
@@ -27,6 +28,7 @@ class Adaptation:
         optimization: How weights are changed.
         strategy: Which parts of the encoder train.
         pretrained: Where the encoder's weights come from; None for fresh ones.
+        displacements: How atoms are displaced while training.
         cache: Whether what a frozen part of the encoder makes of the crystals is computed only once.
     """
 
@@ -34,6 +36,7 @@ class Adaptation:
     optimization: Optimization
     strategy: AdaptationStrategy
     pretrained: Checkpoint | None
+    displacements: Displacements = AT_REST
     cache: bool = True
 
     @classmethod
@@ -44,6 +47,7 @@ class Adaptation:
         optimization: Optimization,
         strategy: AdaptationStrategy,
         pretrained: Checkpoint | None,
+        displacements: Displacements = AT_REST,
     ) -> Adaptation:
         """The adaptation of a checkpoint, or of a fresh encoder, by a strategy.
 
@@ -53,6 +57,7 @@ class Adaptation:
             optimization: How weights are changed.
             strategy: The strategy.
             pretrained: The checkpoint.
+            displacements: How atoms are displaced while training.
 
         Raises:
             InputError: If the strategy needs what the checkpoint does not have, or does not fit its encoder.
@@ -69,7 +74,7 @@ class Adaptation:
                 heads |= {other: spec for other, spec in old.items() if other != name}
         spec = ModelSpec(encoder, heads)
         strategy.rates(list(spec.build_encoder().stages()))  # refuses what does not fit this encoder
-        return cls(spec, optimization, strategy, pretrained)
+        return cls(spec, optimization, strategy, pretrained, displacements)
 
     def module(self, data: CrystalDataModule, seed: int) -> tuple[MultiTaskModule, list[str]]:
         """Build the module that trains, and tell the data what it needs not compute again.
@@ -87,13 +92,20 @@ class Adaptation:
         name = next(iter(self.spec.heads))
         stages = list(self.spec.build_encoder().stages())
         rates = self.strategy.rates(stages)
-        module = build_module(self.spec, self.optimization, rates=rates, thaws=self.strategy.thaws(stages))
+        module = build_module(
+            self.spec,
+            self.optimization,
+            rates=rates,
+            kind=module_kind(self.displacements, seed),
+            thaws=self.strategy.thaws(stages),
+        )
         source, kept_heads = None, []
         if self.pretrained is not None and self.strategy.starts_from_pretrained:
             lines = transfer(module.encoder, self.pretrained)
             kept_heads = [head for head in self.spec.heads if head != name or self.strategy.keeps_head]
             lines += transfer_heads(module.heads, self.pretrained, kept_heads)
-            source = {"path": str(self.pretrained.path), "data": self.pretrained.card["data"]}
+            card = self.pretrained.card
+            source = {"path": str(self.pretrained.path), "data": card["data"], "run": card.get("run")}
             module.seen = self.pretrained.seen
         else:
             lines = ["new: the whole encoder"]
@@ -106,7 +118,8 @@ class Adaptation:
         module.card = make_card(self.spec, module, data, source)
         self.strategy.prepare(module, data, self.pretrained)
         blocks = frozen_blocks(module.encoder, rates)
-        if self.cache and blocks is not None and data.rehearsal is None:
+        at_rest = self.displacements.share == 0  # what a frozen part makes of displaced atoms is new in every step
+        if self.cache and at_rest and blocks is not None and data.rehearsal is None:
             edges = any(head.needs_edges for _, head in module.named_heads())
             data.known = known_features(module.encoder, blocks, data, edges)
         return module.train(), lines

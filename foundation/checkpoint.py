@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +26,14 @@ from datamodules.errors import InputError
 from datamodules.fingerprints import Seen
 from foundation.files import write_json
 from foundation.manifest import read_seen, save_seen, unknown
+from foundation.training.denoising import DenoisingModule
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.spec import ModelSpec
 
 FORMAT = "crystal-foundation"
 FORMAT_VERSION = 1
+TRAINING_ONLY = ("weighting.", "denoising.")  # parts of a module that no prediction needs
 SHIPPED = Path(__file__).parent / "pretrained"
 
 _Content = tuple[dict[str, Any], dict[str, Tensor], Seen]  # card, weights, fingerprints
@@ -72,7 +74,7 @@ class Checkpoint:
         """
         module = build_module(self.spec, Optimization(**self.card["optimization"]), rates=self.card["rates"])
         module.card, module.seen = self.card, self.seen
-        own = {name: tensor for name, tensor in self.weights.items() if not name.startswith("weighting.")}
+        own = {name: tensor for name, tensor in self.weights.items() if not name.startswith(TRAINING_ONLY)}
         missing, unexpected = module.load_state_dict(own, strict=False)
         if missing or unexpected:
             raise InputError(f"{self.path}: weights do not fit its own description: {(missing + unexpected)[0]}")
@@ -80,12 +82,16 @@ class Checkpoint:
 
 
 def build_module(
-    spec: ModelSpec, optimization: Optimization, rates: Mapping[str, float] | None = None, **more: Any
+    spec: ModelSpec,
+    optimization: Optimization,
+    rates: Mapping[str, float] | None = None,
+    kind: Callable[..., MultiTaskModule] = MultiTaskModule,
+    **more: Any,
 ) -> MultiTaskModule:
-    """Make the encoder and the heads of a spec, with fresh weights, inside one module."""
+    """Make the encoder and the heads of a spec, with fresh weights, inside one module of a kind."""
     encoder = spec.build_encoder()
     heads = {name: head.build(str(encoder.irreps_out)) for name, head in spec.heads.items()}
-    return MultiTaskModule(encoder, heads, optimization, rates=rates, **more)
+    return kind(encoder, heads, optimization, rates=rates, **more)
 
 
 def make_card(
@@ -108,6 +114,7 @@ def make_card(
         "format_version": FORMAT_VERSION,
         "spec": spec.as_dict(),
         "optimization": asdict(module.optimization),
+        "denoising": asdict(module.denoising.settings) if isinstance(module, DenoisingModule) else None,
         "rates": dict(module.rates),
         "data": {
             "config": data.config,
@@ -194,7 +201,7 @@ def save_folder(folder: Path, module: MultiTaskModule) -> None:
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in module.state_dict().items()
-        if not name.startswith("weighting.")
+        if not name.startswith(TRAINING_ONLY)
     }
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone

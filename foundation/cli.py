@@ -19,6 +19,7 @@ COMMANDS = {
     "rank": "order checkpoints by how well they suit a property, without fine-tuning",
     "export": "write a package that predicts without this program",
     "inspect": "show what a checkpoint is made of and what it has seen",
+    "wandb": "upload runs that were recorded offline to Weights & Biases",
     "quickstart": "the whole path on crystals made here, in a few minutes",
     "benchmark": "rates of training, predicting and building graphs",
 }

@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import Answer, Command
 from testing import QUIET, TINY
+from wandb_records import record_of, summary
 
 from foundation.checkpoint import find_members, load_checkpoint
 
@@ -165,14 +166,6 @@ def test_configured_properties_that_the_store_lacks_are_dropped_with_a_warning(
     assert "no property 'e_above_hull'; its head is dropped" in answer.err
 
 
-def test_weights_and_biases_offline_leaves_one_run(foundation: Command, tiny_store: Path, tmp_path: Path) -> None:
-    words = ["pretrain", "--data.store", tiny_store, *TINY, *SHORT, "--wandb", "offline", "--out", tmp_path / "run"]
-    answer = foundation(*words)
-    assert answer.code == 0, answer.err
-    (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert list(record.glob("run-*.wandb"))
-
-
 def test_the_shared_folder_is_the_same_model(tiny_run: Path) -> None:
     """What ``model.safetensors`` holds is what the last checkpoint holds."""
     checkpoint, shared = load_checkpoint(find_members(str(tiny_run))[0]), load_checkpoint(tiny_run / "model")
@@ -186,7 +179,7 @@ def test_the_shared_folder_is_the_same_model(tiny_run: Path) -> None:
 def test_two_processes_leave_one_run(tiny_store: Path, tmp_path: Path) -> None:
     """Both processes run the whole command; one folder, one set of metrics over all test crystals is left."""
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.properties", "band_gap"]
-    words = ["pretrain", "--data.store", tiny_store, *TINY, *SHORT, *two, "--name", "both"]
+    words = ["pretrain", "--data.store", tiny_store, *TINY, *SHORT, *two, "--name", "both", "--wandb", "offline"]
     answer = subprocess.run(
         [sys.executable, "-m", "foundation", *map(str, words)],
         cwd=tmp_path,
@@ -204,6 +197,9 @@ def test_two_processes_leave_one_run(tiny_store: Path, tmp_path: Path) -> None:
         == load_checkpoint(tmp_path / "runs" / "both" / "checkpoints" / "last.ckpt").card["data"]["split"]["test"]
     )
     assert answer.stdout.count("median predictor mae") == 1
+    record = summary(record_of(tmp_path / "runs" / "both"))  # the first process's, and no other
+    assert record["summary"]["final/test/band_gap/crystals"] == metrics["test"]["band_gap"]["crystals"]
+    assert record["run_id"] == (tmp_path / "runs" / "both" / "wandb-run-id").read_text().strip()
 
 
 def test_strategies_go_together(

@@ -65,6 +65,16 @@ def test_company_in_the_batch(tolerance: float, crystal: Crystal) -> None:
     testing.assert_batch_invariant(tiny_encoder(), crystal, tolerance)
 
 
+def test_edges_taken_a_few_at_a_time_give_the_same(
+    tolerance: float, crystal: Crystal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, batch = tiny_encoder(), batch_of([crystal])
+    with torch.no_grad():
+        whole = encoder(batch)
+        monkeypatch.setattr("foundation.encoder.edge.EDGES_AT_A_TIME", 5)
+        close(encoder(batch), whole, tolerance)
+
+
 def test_noise_far_below_physical_precision(tolerance: float, crystal: Crystal) -> None:
     testing.assert_noise_stable(tiny_encoder(), crystal, 1e-4)
 

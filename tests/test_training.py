@@ -45,7 +45,11 @@ def differing(one: Any, two: Any, place: str = "") -> list[str]:
     return [] if same else [place]
 
 
-@pytest.mark.parametrize("extra", [[], ["--data.temperature", "2", "--task_weights", "learned"]], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "extra",
+    [["--denoising.share", "0"], ["--data.temperature", "2", "--task_weights", "learned"]],
+    ids=["plain", "all"],
+)
 def test_four_epochs_are_two_and_two_resumed(
     foundation: Command, tiny_store: Path, tmp_path: Path, extra: list[str]
 ) -> None:

@@ -13,6 +13,7 @@ from foundation.checkpoint import Checkpoint
 from foundation.inference import Ensemble, Values
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.by_name import strategy_named
+from foundation.training.denoising import AT_REST, Displacements
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec
 from foundation.training.trainer import fit_quietly
@@ -68,6 +69,7 @@ class Setting:
         optimization: How weights are changed, but for the rate.
         sources: Name -> checkpoint.
         trainer: Arguments of ``lightning.Trainer``.
+        displacements: How atoms are displaced while training.
     """
 
     head: HeadSpec
@@ -75,6 +77,7 @@ class Setting:
     optimization: Optimization
     sources: Mapping[str, Checkpoint]
     trainer: Mapping[str, Any]
+    displacements: Displacements = AT_REST
 
     def candidates(self, settings: AutoSettings) -> list[Candidate]:
         """All of them, the most promising first; one that needs no source stands there once.
@@ -106,7 +109,7 @@ class Setting:
             InputError: If the strategy needs what the checkpoint does not have, or does not fit its encoder.
         """
         checkpoint = self.sources.get(source) or next(iter(self.sources.values()), None)
-        return Adaptation.of(self.head, self.encoder, self.optimization, strategy, checkpoint)
+        return Adaptation.of(self.head, self.encoder, self.optimization, strategy, checkpoint, self.displacements)
 
     def predict(self, candidate: Candidate, data: CrystalDataModule, epochs: int, seed: int) -> Values:
         """Train a candidate on one split of the labels.

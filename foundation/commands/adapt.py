@@ -28,6 +28,7 @@ from foundation.leakage import PARTS, Mode, check_leakage, record_leakage
 from foundation.process import is_distributed, is_first_process
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.from_scratch import FromScratch
+from foundation.training.denoising import Displacements
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, clear_run, train
@@ -79,6 +80,7 @@ def main(words: Sequence[str]) -> int:
         Optimization(**config.optimization.as_dict()),
         sources,
         config.trainer.as_dict(),
+        Displacements(**config.denoising.as_dict()),
     )
     settings = AutoSettings(**config.auto.as_dict())
     if auto:

@@ -18,8 +18,9 @@ from datamodules.properties import Property
 from foundation.commands.parsing import bracket_lists, one_line
 from foundation.paths import config_path
 from foundation.process import is_first_process
-from foundation.tracking import default_mode
+from foundation.tracking.server import default_mode
 from foundation.training.compilation import Asked
+from foundation.training.denoising import Displacements
 from foundation.training.optimization import Optimization
 from foundation.training.precision import MatmulPrecision
 from foundation.training.run import RunSettings
@@ -49,6 +50,7 @@ def training_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--train_size", type=int | None, default=None, help="the same as --data.train_size")
     parser.add_class_arguments(CrystalDataModule, "data", skip={"seed"})
     parser.add_class_arguments(Optimization, "optimization")
+    parser.add_class_arguments(Displacements, "denoising")
     parser.add_class_arguments(lightning.Trainer, "trainer", skip=_OWN_TRAINER_ARGUMENTS)
     return parser
 
@@ -109,7 +111,7 @@ def head_spec(head: Any, property: Property) -> HeadSpec:
     return HeadSpec(head["class_path"], init_args, property)
 
 
-def run_settings(config: Namespace, folder: Path, resume: str | None, group: str, runs: int = 1) -> RunSettings:
+def run_settings(config: Namespace, folder: Path, resume: str | None, group: str | None, runs: int = 1) -> RunSettings:
     """Where and how a run of this configuration is recorded."""
     return RunSettings(
         folder=folder,

@@ -14,6 +14,7 @@ from foundation.checkpoint import build_module, find_resumable, make_card, save_
 from foundation.commands.configuration import HeadMaker, head_specs, parse, plain, run_settings, say, training_parser
 from foundation.commands.report import print_metrics
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.training.denoising import Displacements, module_kind
 from foundation.training.optimization import Optimization
 from foundation.training.run import claim_folder, clear_run, train
 from foundation.training.scaling import fit_scalers
@@ -46,7 +47,10 @@ def main(words: Sequence[str]) -> int:
     lightning.seed_everything(config.seed, verbose=False)
     spec = ModelSpec(config.encoder.as_dict(), head_specs(heads, data))
     module = build_module(
-        spec, Optimization(**config.optimization.as_dict()), weighting=_weighting(config.task_weights, list(heads))
+        spec,
+        Optimization(**config.optimization.as_dict()),
+        kind=module_kind(Displacements(**config.denoising.as_dict()), config.seed),
+        weighting=_weighting(config.task_weights, list(heads)),
     )
     resume = find_resumable(config.resume, spec) if config.resume else None
     data.choose(module.names, module.encoder.recipe)
@@ -57,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     if config.overwrite and resume is None:
         clear_run(folder)
     module.card = make_card(spec, module, data)
-    settings = run_settings(config, folder, resume, "pretrain")
+    settings = run_settings(config, folder, resume, group=None)
     results = train(module, data, settings, config.trainer.as_dict(), recorded)
     if results:
         save_folder(folder / "model", module)  # the form in which a finished encoder is shared

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from foundation.encoder.irreps import split_channels
 
+# A message has some 200 numbers an edge, so that this many fit a cache and the memory between caches.
+EDGES_AT_A_TIME = 16_384
+
 # Shapes: N atoms, E edges, C_l channels of degree l, R radial functions, H hidden channels.
 
 
@@ -30,6 +33,22 @@ class EdgeGeometry(NamedTuple):
     radial: Tensor
     envelope: Tensor
     harmonics: list[Tensor]
+
+    def parts(self) -> list[EdgeGeometry]:
+        """The edges, a few at a time where no gradient needs them all: the cost of one then does not grow with them."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(self.sender) <= EDGES_AT_A_TIME:
+            return [self]
+        places = [slice(start, start + EDGES_AT_A_TIME) for start in range(0, len(self.sender), EDGES_AT_A_TIME)]
+        return [
+            EdgeGeometry(
+                sender=self.sender[place],
+                receiver=self.receiver[place],
+                radial=self.radial[place],
+                envelope=self.envelope[place],
+                harmonics=[harmonic[place] for harmonic in self.harmonics],
+            )
+            for place in places
+        ]
 
 
 class EdgeConvolution(nn.Module):
@@ -70,36 +89,39 @@ class EdgeConvolution(nn.Module):
     def forward(self, features: list[Tensor], edges: EdgeGeometry) -> list[Tensor]:
         """Node features, one [N, 2l+1, C_l] per degree ([N, C_0] for scalars) -> gathered messages, alike."""
         scalars = self.norm(features[0])  # [N, C_0]
-        num_atoms, top = scalars.shape[0], len(self.channels) - 1
         # Rows are taken by index_select: its gradient is a plain sum, that of indexing is several times slower.
-        hidden = self.radial_in(edges.radial)  # [E, H]
-        hidden = hidden + self.sender_in(scalars).index_select(0, edges.sender)
-        hidden = hidden + self.receiver_in(scalars).index_select(0, edges.receiver)
-        path = self._path_weights(nn.functional.silu(hidden), edges.envelope).split(self.paths, dim=1)  # each [E, C_l]
-        sent = self.send_scalars(scalars).index_select(0, edges.sender).split(self.channels, dim=1)  # each [E, C_l]
+        hidden_sender, hidden_receiver = self.sender_in(scalars), self.receiver_in(scalars)  # each [N, H]
+        sent = [self.send_scalars(scalars), *(f(part) for f, part in zip(self.send_higher, features[1:], strict=False))]
+        # A sum per degree is contiguous, as views of a joint one would not be: torch multiplies other layouts in
+        # another way once a weight is frozen, and the last bits of predictions would then depend on what trains.
+        gathered: list[Tensor] = []
+        for part in edges.parts():
+            hidden = self.radial_in(part.radial)  # [E, H]
+            hidden = hidden + hidden_sender.index_select(0, part.sender)
+            hidden = hidden + hidden_receiver.index_select(0, part.receiver)
+            messages = self._messages(nn.functional.silu(hidden), sent, part)
+            gathered = gathered or [message.new_zeros(len(scalars), *message.shape[1:]) for message in messages]
+            for total, message in zip(gathered, messages, strict=True):
+                total.index_add_(0, part.receiver, message)
+        mixes = [self.mix_scalars, *self.mix_higher]
+        return [mix(total * self.scale) for mix, total in zip(mixes, gathered, strict=True)]
 
-        to_scalars = [path[0] * sent[0]]
+    def _messages(self, hidden: Tensor, sent: list[Tensor], edges: EdgeGeometry) -> list[Tensor]:
+        """[E, H] and what atoms send -> one [E, 2l+1, C_l] per degree, [E, C] of all that is scalar."""
+        top = len(self.channels) - 1
+        path = self._path_weights(hidden, edges.envelope).split(self.paths, dim=1)  # each [E, C_l]
+        scalars = sent[0].index_select(0, edges.sender).split(self.channels, dim=1)  # each [E, C_l]
+        to_scalars = [path[0] * scalars[0]]
         to_higher = [
-            (path[degree] * sent[degree])[:, None] * harmonic[:, :, None]  # [E, 2l+1, C_l]
+            (path[degree] * scalars[degree])[:, None] * harmonic[:, :, None]  # [E, 2l+1, C_l]
             for degree, harmonic in enumerate(edges.harmonics, start=1)
         ]
-        for index, linear in enumerate(self.send_higher):
-            # each [E, 2l+1, C_l]
-            contracted, passed = linear(features[index + 1]).index_select(0, edges.sender).chunk(2, dim=2)
+        for index, higher in enumerate(sent[1:]):
+            contracted, passed = higher.index_select(0, edges.sender).chunk(2, dim=2)  # each [E, 2l+1, C_l]
             harmonic = edges.harmonics[index][:, :, None]
             to_scalars.append(path[1 + top + index] * (contracted * harmonic).sum(dim=1))
             to_higher[index] = torch.addcmul(to_higher[index], path[1 + 2 * top + index][:, None], passed)
-
-        # A sum per degree is contiguous, as views of a joint one would not be: torch multiplies other layouts in
-        # another way once a weight is frozen, and the last bits of predictions would then depend on what trains.
-        gathered = [
-            message.new_zeros(num_atoms, *message.shape[1:]).index_add(0, edges.receiver, message) * self.scale
-            for message in (torch.cat(to_scalars, dim=1), *to_higher)
-        ]
-        return [
-            self.mix_scalars(gathered[0]),
-            *(linear(part) for linear, part in zip(self.mix_higher, gathered[1:], strict=True)),
-        ]
+        return [torch.cat(to_scalars, dim=1), *to_higher]
 
     def _path_weights(self, hidden: Tensor, envelope: Tensor) -> Tensor:
         """[E, H], [E] -> [E, sum C_l] ``radial_out(hidden) * envelope``, with the envelope on the narrow side."""

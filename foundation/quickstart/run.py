@@ -46,7 +46,7 @@ def run(out: Path, say: Say, settings: Settings | None = None, wandb: str = "off
     settings = settings or Settings()
     claim(out, say)
     prepared = prepare(out / "data", settings.labels, settings.test, say)
-    pretrained, known = pretrain(prepared, settings, RunSettings(out / "pretrain", wandb, group="pretrain"), say)
+    pretrained, known = pretrain(prepared, settings, RunSettings(out / "pretrain", wandb), say)
     rows, pairs = adapt_all(prepared, settings, pretrained, RunSettings(out / "adapt", wandb), say)
     data = few_labels(prepared)
     data.choose([HELD_BACK], pretrained.spec.build_encoder().recipe)

@@ -64,6 +64,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.names = list(heads)
         self.optimization = optimization or Optimization()
         self.weighting = weighting or FixedWeights(self.names)
+        self.beside: list[nn.Module] = [self.heads, self.weighting]  # what trains beside the encoder
         self.rates = dict(rates) if rates is not None else dict.fromkeys(encoder.stages(), 1.0)
         self.thaws = dict(thaws or {})
         # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
@@ -73,6 +74,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
+        self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
         self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
 
@@ -99,7 +101,20 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If the loss is NaN or infinite.
         """
         sums, counts, _ = self.losses(batch)
-        total = self.weighting(sums, counts)
+        return self.finish_step(batch, sums, counts, self.weighting(sums, counts))
+
+    def finish_step(self, batch: Any, sums: Tensor, counts: Tensor, total: Tensor) -> Tensor:
+        """Check the loss and take note of what is behind it.
+
+        Args:
+            batch: The batch.
+            sums: [P] sums of losses.
+            counts: [P] numbers of labels.
+            total: What is to be minimised, not yet divided by the number of labels.
+
+        Raises:
+            NonFiniteLoss: If the loss is NaN or infinite.
+        """
         if not bool(torch.isfinite(total)):
             raise NonFiniteLoss(self._describe_non_finite(batch, sums))
         self._labels_in_step.append(counts.sum())
@@ -122,6 +137,7 @@ class MultiTaskModule(lightning.LightningModule):
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
         self._labels_in_step.clear()
+        self.gradient_norm = nn.utils.get_total_norm(gradients)
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of every property and the effective weights."""
@@ -163,9 +179,7 @@ class MultiTaskModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one group per part that trains, and the schedule, stepped every step."""
-        groups = parameter_groups(
-            self.encoder.stages(), self.rates, [self.heads, self.weighting], self.optimization, self.thaws
-        )
+        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
         thaws = [group.pop("thaws_at") for group in groups]
         optimizer = torch.optim.AdamW(groups, foreach=True)
         steps = self._total_steps()
@@ -184,9 +198,10 @@ class MultiTaskModule(lightning.LightningModule):
         # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
         encoded = self.encoder(batch, known) if self.training else self.encoder.forward(batch, known)
         with full_precision(encoded) as features:
-            return self._losses_of_heads(features, batch)
+            return self.losses_of_heads(features, batch)
 
-    def _losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same from the encoder's features [N, D], in single precision at least."""
         sums, counts, predicted = [], [], {}
         # Labels of the first heads only: the others have none here, as old heads have in the new property's data.
         labels = nn.functional.pad(batch.labels, (0, len(self.names) - batch.labels.shape[1]), value=torch.nan)

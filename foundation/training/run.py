@@ -7,11 +7,13 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
+import pandas as pd
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -21,10 +23,16 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
+from foundation.largest_errors import COLUMNS, largest_errors
 from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.strategies.base import AdaptationStrategy
-from foundation.tracking import wandb_logger
+from foundation.tracking.artifacts import record_inputs
+from foundation.tracking.ending import record_ending
+from foundation.tracking.facts import recorded_config
+from foundation.tracking.guard import Guard, GuardedLogger
+from foundation.tracking.identity import identify
+from foundation.tracking.logger import Tracker, wandb_logger
 from foundation.training.calibration import calibrate
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
@@ -43,7 +51,8 @@ class RunSettings:
         wandb: "offline", "online" or "off".
         seed: Seed of weights and batches.
         resume: Checkpoint of this run to go on from.
-        group: Name that ties runs together in Weights & Biases.
+        group: Name that ties runs together in Weights & Biases where they start from fresh weights, None for a group
+            of its own; an adaptation is in the group of its pretraining.
         compile: Whether the encoder's training step is compiled: slow to start, then two to three times faster.
             "auto" compiles where the run is long enough to pay for it, and goes on as before after a resume.
         runs: How many models of this architecture train one after another in this process.
@@ -86,7 +95,8 @@ def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in a folder that is to be overwritten, and nothing else."""
     if not is_first_process():
         return
-    for pattern in ("config.yaml", "metrics*", "checkpoints", "model", "plots", "wandb", "seed*", "fold*"):
+    left = ("config.yaml", "metrics*", "errors.csv", "checkpoints", "model", "plots", "wandb*", "seed*", "fold*")
+    for pattern in left:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -125,15 +135,17 @@ def train(
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    tracker = wandb_logger(settings.wandb, folder, settings.group, config)
+    module.card["run"] = identify(folder, settings.resume is not None, module.card, settings.group)
+    loggers: list[Logger] = [GuardedLogger(CSVLogger(folder, name="", version=""), Guard("writing metrics.csv"))]
+    tracker = _track(module, data, settings, config)
     if tracker is not None:
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
     own = strategy.callbacks() if strategy is not None else []
     trainer = make_trainer(folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args)
     started = time.perf_counter()
-    with warnings.catch_warnings(), kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None):
+    history = kept_history(folder / "metrics.csv", resumed=first and settings.resume is not None)
+    with warnings.catch_warnings(), history, tracker.failing() if tracker is not None else nullcontext():
         silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     seconds = time.perf_counter() - started
@@ -145,13 +157,25 @@ def train(
     results: dict[str, Any] = {}
     if trainer.is_global_zero:
         results = _report(module, data, folder, trainer, seconds, found)
-        for name, metrics in results["val"].items():
-            if tracker is not None:
-                tracker.log_metrics({f"final/val/{name}/{key}": value for key, value in _numbers(metrics).items()})
     if tracker is not None:
-        tracker.finalize("success")
-        tracker.experiment.finish()
+        record_ending(tracker, results, folder)
+        tracker.finish()
     return results
+
+
+def _track(
+    module: MultiTaskModule, data: CrystalDataModule, settings: RunSettings, config: Mapping[str, Any]
+) -> Tracker | None:
+    """Begin the record of a run, with what it stands on; None where there is none."""
+    if settings.wandb == "off" or not is_first_process():
+        return None
+    run = module.card["run"]
+    facts = recorded_config(config, module, data)
+    job = "adapt" if module.card["pretrained"] else "train"
+    tracker = wandb_logger(settings.wandb, settings.folder, run["group"], facts, run["id"], job)
+    if tracker is not None:
+        record_inputs(tracker, module.card, data)
+    return tracker
 
 
 def _report(
@@ -174,14 +198,14 @@ def _report(
         **found,
     }
     pairs: dict[str, Any] = {}
+    worst = pd.DataFrame(columns=list(COLUMNS))
     for part in ("val", "test"):
         results[part], pairs = evaluate(ensemble, data, part)
+        if len(data.split.rows(part)):  # those that test, where there are any
+            worst = largest_errors(pairs, data, part)
     write_json(folder / "metrics.json", results)
+    write_text(folder / "errors.csv", worst.to_csv(index=False))
     plots.parity(pairs, {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png")
     if (folder / "metrics.csv").is_file():
         plots.learning_curves(folder / "metrics.csv", folder / "plots" / "learning_curves.png")
     return results
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}

@@ -12,13 +12,14 @@ from typing import Any
 
 import lightning
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
 from datamodules.datamodule import CrystalDataModule
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.watching import watching
 
 
 class EpochLines(Callback):
@@ -81,7 +82,7 @@ def make_trainer(
         own: Callbacks of the strategy and of this run.
         trainer_args: Arguments of ``lightning.Trainer``.
     """
-    callbacks: list[Callback] = [*own, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [*own, *watching()]
     if trainer_args.get("enable_checkpointing") is not False:
         kept: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
         # Not by `save_last`, which saves only where the monitored loss has improved: this one is to resume from.

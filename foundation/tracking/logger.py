@@ -1,0 +1,161 @@
+"""Weights & Biases: one run per training run, offline where nobody is logged in or nobody answers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch.loggers import WandbLogger
+
+from foundation.process import is_first_process
+from foundation.tracking.guard import Guard, GuardedLogger
+from foundation.tracking.identity import run_name
+from foundation.tracking.server import NAME, UNSENT, why_unreachable
+
+T = TypeVar("T")
+
+PROJECT = "foundation"
+
+_INIT_SECONDS = 20
+_FINISH_SECONDS = 300  # W&B itself would wait for ever, on a machine that is paid for
+
+
+class Tracker(GuardedLogger):
+    """The record of one run; where it fails, that is said once and training goes on.
+
+    Args:
+        logger: Lightning's logger, its run begun.
+        folder: The run's folder.
+    """
+
+    def __init__(self, logger: WandbLogger, folder: Path) -> None:
+        self.run: Any = logger.experiment
+        self.place = Path(self.run.dir).parent
+        self.folder = folder
+        super().__init__(logger, Guard(NAME, self.place))
+
+    def record(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
+        """Call something of W&B's with what it copies kept inside the run's folder, not in the home directory."""
+        with _copies_in(self.folder / "wandb"):
+            return self.guard.attempt(call, *arguments, **named)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the record. Nothing is recorded afterwards."""
+        self.guard.attempt(self.guard.probe)
+        try:
+            self.run.finish(exit_code=exit_code)
+        except TimeoutError:
+            (self.place / UNSENT).touch()
+            _say(f"{NAME} does not take the rest in {_FINISH_SECONDS} s; {_later(self.folder)}")
+        except Exception as error:
+            if not self.guard.broken:
+                self.guard.give_up(error)
+            _forget_service()
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Close the record as that of a failed run where the body raises."""
+        try:
+            yield
+        except BaseException:
+            self.finish(exit_code=1)
+            raise
+
+
+def wandb_logger(
+    mode: str, folder: Path, group: str | None, config: Mapping[str, Any], run_id: str | None = None, job: str = "train"
+) -> Tracker | None:
+    """The record of a run, None where mode is "off", where it cannot be begun, or in another than the first process.
+
+    Args:
+        mode: "offline", "online" or "off".
+        folder: The run's folder; records are kept under it.
+        group: Ties runs together.
+        config: Recorded with the run.
+        run_id: Of the run to begin or to go on with; a fresh one by default.
+        job: What kind of run it is.
+    """
+    if mode == "off" or not is_first_process():
+        return None
+    if mode == "online":
+        problem = why_unreachable()
+        if problem is None:
+            try:
+                return _begin("online", folder, group, config, run_id, job)
+            except Exception as error:
+                problem = _first_line(error)
+        _say(f"{NAME}: {problem}; recording offline, {_later(folder)}")
+    try:
+        return _begin("offline", folder, group, config, run_id, job)
+    except Exception as error:
+        _say(f"warning: {NAME} fails ({_first_line(error)}); training goes on without it")
+        return None
+
+
+def _begin(
+    mode: str, folder: Path, group: str | None, config: Mapping[str, Any], run_id: str | None, job: str
+) -> Tracker:
+    import wandb
+
+    settings = wandb.Settings(
+        init_timeout=_INIT_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
+        finish_timeout_raises=True,
+        console="off",
+        silent=True,
+        # What W&B records of a checkout holds code that is not committed, and addresses that may hold passwords.
+        disable_git=True,
+        disable_code=True,
+    )
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=run_name(folder),
+        group=group,
+        dir=folder.resolve(),  # W&B's own process may have been started in another folder
+        id=run_id,
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        job_type=job,
+        config=dict(config),
+        settings=settings,
+        reinit="finish_previous",
+    )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return Tracker(WandbLogger(experiment=run), folder)
+
+
+def _forget_service() -> None:
+    """Let the next run of this process begin with a new process of W&B's, where the last one died."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
+
+
+@contextmanager
+def _copies_in(place: Path) -> Iterator[None]:
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(place.resolve())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def _later(folder: Path) -> str:
+    return f"`foundation wandb sync {folder}` uploads it later"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
