@@ -22,7 +22,7 @@ from foundation.streaming import in_order
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.module import MultiTaskModule
 from heads import Head, TensorHead
-from heads.shaped import ShapedHead
+from heads.shaped import ShapedHead, has_label
 
 Values = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -155,8 +155,9 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
     for index, name in enumerate(data.names):
         head = ensemble.heads[name]
         mean = torch.from_numpy(predicted[name].mean(axis=1))
-        target = head.comparable(mean, data.targets(name, rows), batch) if len(rows) else data.targets(name, rows)
-        known = ~torch.isnan(target).reshape(len(target), -1).any(dim=1)
+        target = data.targets(name, rows)
+        target = head.comparable(mean, target, batch) if len(rows) else target
+        known = has_label(target)
         result: dict[str, Any] = {
             "unit": data.property_of(name).unit,
             "count": int((~torch.isnan(data.labels[torch.from_numpy(rows), index])).sum()),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
 from heads import Head
+from heads.shaped import has_label
 
 
 class PropertyMetrics(nn.Module):
@@ -30,7 +30,7 @@ class PropertyMetrics(nn.Module):
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Take in predictions and [B, ...] or, of atoms, [N, ...] targets, NaN where there is none."""
-        known = ~torch.isnan(target).reshape(len(target), -1).any(dim=1)
+        known = has_label(target)
         self.num_labels.update(known.sum())
         if bool(known.any()):
             goal = target[known]
