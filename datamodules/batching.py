@@ -38,6 +38,8 @@ class CrystalBatch(Data):  # type: ignore[misc]
         cutoff: [N] Angstrom.
         row: [B] row of each crystal in its store or list.
         labels: [B, P] in physical units, NaN where missing; present in training and evaluation.
+        shaped: Property -> [B, ...], or [N, ...] of atoms, in physical units, NaN where missing; only of properties
+            with more than one number per crystal, whose column of ``labels`` is 1 where there is one.
         known: Features of the atoms that a frozen part of the encoder has made before; only present if kept.
     """
 

@@ -27,6 +27,7 @@ from datamodules.mapped_labels import mapped_labels
 from datamodules.properties import DERIVED, Property
 from datamodules.replay import Rehearsal, RehearsingLoader
 from datamodules.sampling import BatchedRows, temperature_weights
+from datamodules.shaped import WEIGHT, ShapedLabels
 from datamodules.splits import Split, split_by_formula, split_from_lists
 from datamodules.store import CrystalStore
 
@@ -87,6 +88,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         self._split: Split | None = None
         self._graphs: GraphArrays | None = None
         self._labels: Tensor | None = None
+        self.shaped: dict[str, ShapedLabels] = {}  # of chosen properties with more than one number per crystal
 
     def choose(self, names: Sequence[str], recipe: NeighborRecipe) -> None:
         """Say which properties label the crystals and by which recipe their graphs are made.
@@ -97,6 +99,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         for name in names:
             self.property_of(name)
         self.names, self.recipe = list(names), recipe
+        self.shaped = self._read_shaped()
         self._labels = mapped_labels(self.store, self.names, self._read_labels)
         self._split = self._make_split()
         self._graphs = None
@@ -124,7 +127,7 @@ class CrystalDataModule(lightning.LightningDataModule):
 
     @property
     def labels(self) -> Tensor:
-        """[M, P] labels of all rows in physical units, NaN where missing."""
+        """[M, P] labels of all rows in physical units, NaN where missing; of ``shaped`` ones, 1 where there is one."""
         assert self._labels is not None, "choose() comes first"
         return self._labels
 
@@ -136,10 +139,15 @@ class CrystalDataModule(lightning.LightningDataModule):
         return self._graphs
 
     def training_labels(self, name: str) -> tuple[Rows, Tensor]:
-        """Rows of the training part that carry a label, and these labels [K] in float64."""
+        """Rows of the training part that carry a label, and their ``targets``."""
         column = self.labels[:, self.names.index(name)]
         rows = self.split.train[~torch.isnan(column[torch.from_numpy(self.split.train)]).numpy()]
-        return rows, column[torch.from_numpy(rows)].double()
+        return rows, self.targets(name, rows)
+
+    def targets(self, name: str, rows: Rows) -> Tensor:
+        """Labels of some rows: [K], or [K, ...] of a tensor or spectrum, [N, ...] of atoms; float64, NaN where none."""
+        column = self.labels[torch.from_numpy(rows), self.names.index(name)].double()
+        return self.shaped[name].gather(rows, ~torch.isnan(column).numpy()) if name in self.shaped else column
 
     def with_split(self, split: Split) -> CrystalDataModule:
         """The same crystals, graphs and labels under another split."""
@@ -213,12 +221,26 @@ class CrystalDataModule(lightning.LightningDataModule):
         )
         sampler.work = Work(self.graphs, self.max_edges)
         known = self.known if self.known is not None and self.known.covers(rows) else None
-        return make_loader(self.graphs, self.labels, sampler, known)
+        shaped = {name: (self.names.index(name.removesuffix(WEIGHT)), labels) for name, labels in self.shaped.items()}
+        return make_loader(self.graphs, self.labels, sampler, known, shaped)
+
+    def _read_shaped(self) -> dict[str, ShapedLabels]:
+        shaped = {}
+        for name in self.names:
+            if not self.property_of(name).is_single:
+                shaped[name] = self.store.shaped(name)
+                if name + WEIGHT in self.store.properties:
+                    values = self.store.labels([name + WEIGHT])[:, 0]
+                    rows = np.arange(len(values))
+                    shaped[name + WEIGHT] = ShapedLabels(rows, np.ones_like(rows), values)
+        return shaped
 
     def _read_labels(self) -> npt.NDArray[np.float64]:
         columns = []
         for name in self.names:
-            if name in self.store.properties:
+            if name in self.shaped:
+                columns.append(self.shaped[name].present)
+            elif name in self.store.properties:
                 columns.append(self.store.labels([name])[:, 0])
             else:
                 columns.append(DERIVED[name].of(self.store.labels([DERIVED[name].source])[:, 0]))

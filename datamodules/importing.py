@@ -10,12 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datamodules.crystals import Crystal
 from datamodules.errors import InputError
+from datamodules.framed import GRID, Asymmetric, Prepared, prepare_label
 from datamodules.labels import LabelSchema
 from datamodules.matching import group_same
 from datamodules.merging import Merged, crystal_of, merge
 from datamodules.properties import Property, parse_property
 from datamodules.readers import Label, Record, read_source, source_name
+from datamodules.shaped import WEIGHT
 from datamodules.store_writer import RESERVED, check_target, write_store
 from datamodules.validity import problem_of
 
@@ -40,10 +43,13 @@ class _Intake:
     """The records as they come in: what is kept, what is refused, and the counts."""
 
     schema: LabelSchema
+    tolerance: float
+    asymmetric: Asymmetric
     kept: list[Record] = field(default_factory=list)
     rejected: list[tuple[Any, ...]] = field(default_factory=list)
     read: int = 0
     dropped_labels: int = 0
+    downweighted: int = 0
 
     def take(self, record: Record, maps: dict[str, str]) -> None:
         """Keep a record with its good labels, or list why it is refused."""
@@ -59,19 +65,37 @@ class _Intake:
         good: dict[str, Label] = {}
         bad: list[tuple[str, str]] = []
         for name, label in labels.items():
-            if label is None or not _has_numbers(label):
+            if label is None or not _has_numbers(label) or _is_grid(name, labels):
                 continue
-            reason = self.schema.refuse(name, label, len(record.crystal))
+            made = self._prepared(name, label, record.crystal, labels.get(name + GRID))
+            reason = made.reason or self.schema.refuse(name, made.label, len(record.crystal))
             if reason is None:
-                good[name] = label
+                good[name] = made.label
+                if self.asymmetric == "downweight" and self.schema.known(name) and isinstance(label, list):
+                    good |= self._weight(record, name, made.weight)
             else:
-                bad.append((reason, name if isinstance(label, list) else f"{name}={label}"))
+                what = f"{name} {made.detail}".rstrip() if isinstance(label, list) else f"{name}={label}"
+                bad.append((reason, what))
         if bad and not good:
             self.refuse(record, bad[0][0], "; ".join(detail for _, detail in bad) + "; no label is left")
             return
         for reason, detail in bad:
             self.drop_label(record, reason, detail)
         self.kept.append(Record(record.source, record.index, record.id, record.crystal, good))
+
+    def _prepared(self, name: str, label: Label, crystal: Crystal, grid: Label) -> Prepared:
+        known = self.schema.known(name)
+        if known is None or isinstance(label, str):
+            return Prepared(label)
+        return prepare_label(known, label, crystal, self.tolerance, self.asymmetric, grid)
+
+    def _weight(self, record: Record, name: str, weight: float) -> dict[str, Label]:
+        if not self.schema.known(name).formula:  # type: ignore[union-attr]
+            return {}
+        self.schema.note_unit(record.source, name + WEIGHT, "")
+        self.schema.refuse(name + WEIGHT, weight, 0)
+        self.downweighted += weight < 1
+        return {name + WEIGHT: weight}
 
     def refuse(self, record: Record, reason: str, detail: str) -> None:
         """List a whole record as rejected."""
@@ -91,17 +115,21 @@ def import_store(
     maps: Sequence[str] = (),
     overwrite: bool = False,
     workers: int = 2,
+    tolerance: float = 0.05,
+    asymmetric: Asymmetric = "reject",
 ) -> ImportResult:
     """Read sources and write one store.
 
     Args:
         sources: Files and folders, in the order in which their labels take precedence.
         out: The store to write.
-        properties: Declarations ``name:unit[:log]``.
+        properties: Declarations, see ``datamodules.properties.parse_property``.
         structure_column: Where tables keep their structures; found by itself if None.
         maps: Renamings ``old=new`` of labels.
         overwrite: Replace a store that stands at ``out``.
         workers: Processes for the space groups.
+        tolerance: How far a tensor may be from what its crystal's symmetry allows, relative to its largest component.
+        asymmetric: Whether one that is further is rejected, counts less in training, or is kept unchecked.
 
     Raises:
         InputError: If a path, declaration, renaming or unit is wrong; nothing is written then.
@@ -110,7 +138,7 @@ def import_store(
     renames = _parse_maps(maps)
     declared = [parse_property(text) for text in properties]
     paths = _check_sources(sources)
-    intake = _Intake(LabelSchema(declared))
+    intake = _Intake(LabelSchema(declared), tolerance, asymmetric)
     old_names: set[str] = set()
     for name, path in paths.items():
         before = intake.read
@@ -177,6 +205,10 @@ def _renamed(record: Record, maps: dict[str, str]) -> dict[str, Label]:
     return labels
 
 
+def _is_grid(name: str, labels: dict[str, Label]) -> bool:
+    return name.endswith(GRID) and name.removesuffix(GRID) in labels
+
+
 def _has_numbers(label: Label) -> bool:
     return any(_has_numbers(item) for item in label) if isinstance(label, list) else label is not None
 
@@ -187,6 +219,7 @@ def _counts(intake: _Intake, merged: Merged) -> dict[str, int]:
         "merged": len(intake.kept) - len(merged.crystals),
         "rejected": intake.read - len(intake.kept),
         "dropped_labels": intake.dropped_labels,
+        **({"downweighted": intake.downweighted} if intake.downweighted else {}),
         "duplicates": merged.duplicates,
         "conflicts": len(merged.conflicts),
     }

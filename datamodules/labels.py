@@ -10,6 +10,8 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN, Property, resolve
 from datamodules.readers.record import Label
+from datamodules.shaped import WEIGHT
+from datamodules.tensors import rank_of
 
 _COMPONENTS = {3, 6, 9}  # of a vector, a symmetric and a full second-rank tensor
 
@@ -57,29 +59,37 @@ class LabelSchema:
                     )
         by_source[source] = unit if unit is not None else by_source.get(source)
 
+    def known(self, name: str) -> Property | None:
+        """What is declared or known of a property."""
+        return self._declared.get(name) or KNOWN.get(name)
+
     def refuse(self, name: str, label: Label, atoms: int) -> str | None:
         """The reason why a label cannot be stored, or None for a good one.
 
         "not_a_number": text; "nonfinite_label": NaN or infinite; "wrong_shape": ragged, or of another
         nesting depth than the property has; "wrong_length": a per-atom list without one entry for each
-        of the ``atoms`` atoms; "not_0_or_1": for a class.
+        of the ``atoms`` atoms; "not_0_or_1", "no_such_class": for a class.
         """
         if isinstance(label, str):
             return "not_a_number"
         depths = _depths(label)
         if math.inf in depths:
             return "nonfinite_label"
-        known = self._declared.get(name) or KNOWN.get(name)
+        known = self.known(name)
         depth = min(depths)
-        scalar = KNOWN[name].kind in ("scalar", "class") if name in KNOWN else False
-        expected = int(KNOWN[name].level == "atom") if scalar else self._depth.get(name, depth)
+        if known is not None and known.formula:
+            expected = rank_of(known.formula) + (known.level == "atom")
+        elif known is not None and known.kind in ("scalar", "class") and _is_stated(known):
+            expected = int(known.level == "atom")
+        else:
+            expected = self._depth.get(name, int(depth))
         if len(depths) > 1 or depth != expected:
             return "wrong_shape"
         length = len(label) if isinstance(label, list) else 0
         if known is not None and known.level == "atom" and length != atoms:
             return "wrong_length"
-        if known is not None and known.kind == "class" and label not in (0, 1):
-            return "not_0_or_1"
+        if known is not None and known.kind == "class" and label not in range(known.classes or 2):
+            return "no_such_class" if known.classes else "not_0_or_1"
         self._depth[name] = int(depth)
         self._per_atom[name] = self._per_atom.get(name, True) and length == atoms
         self._lengths.setdefault(name, set()).add(length)
@@ -97,7 +107,8 @@ class LabelSchema:
 
     def framed(self) -> set[str]:
         """Names of the labels that hold only in the frame and atom order of their own structure."""
-        return {prop.name for prop in self.properties() if prop.level == "atom" or prop.kind == "tensor"}
+        names = {prop.name for prop in self.properties() if prop.level == "atom" or prop.kind == "tensor"}
+        return names | {name + WEIGHT for name in names}
 
     def warning(self) -> str | None:
         """One line that names the sources without units and the units taken instead; None if all is stated."""
@@ -119,7 +130,7 @@ class LabelSchema:
 
     def _property(self, name: str) -> Property:
         prop = replace(self._declared.get(name) or KNOWN.get(name) or Property(name), unit=self._unit(name))
-        if name in KNOWN:
+        if _is_stated(prop):
             return prop
         depth = self._depth[name]
         if depth == 0:
@@ -129,6 +140,11 @@ class LabelSchema:
             return replace(prop, level="atom") if depth == 1 else replace(prop, level="atom", kind="tensor", irreps="")
         spectrum = depth == 1 and not self._lengths[name] <= _COMPONENTS
         return replace(prop, kind="spectrum" if spectrum else "tensor", irreps="")
+
+
+def _is_stated(prop: Property) -> bool:
+    """Whether level and kind are known, and not to be found from the labels."""
+    return prop.name in KNOWN or prop.name.endswith(WEIGHT) or prop.kind != "scalar" or prop.level == "atom"
 
 
 def _boolean_class(name: str, boolean: dict[str, bool]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,10 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.known import KnownFeatures
 from datamodules.sampling import BatchedRows
+from datamodules.shaped import ShapedLabels
+
+Shaped = Mapping[str, tuple[int, ShapedLabels]]  # property -> its column in the table of labels, and its labels
 
 
 def make_loader(
-    graphs: GraphArrays, labels: Tensor, sampler: BatchedRows, known: KnownFeatures | None = None
+    graphs: GraphArrays,
+    labels: Tensor,
+    sampler: BatchedRows,
+    known: KnownFeatures | None = None,
+    shaped: Shaped | None = None,
 ) -> DataLoader[CrystalBatch]:
     """A loader of the sampler's batches, with the features of their atoms that are known already.
 
@@ -27,7 +34,8 @@ def make_loader(
     kind = AheadLoader if torch.cuda.is_available() else DataLoader
     # Each start of a loader draws a number, which nobody uses: from its own generator, or training that goes on from
     # a checkpoint would find the global one elsewhere than training without a break.
-    return kind(_Batches(graphs, labels, known), sampler=sampler, batch_size=None, generator=torch.Generator())
+    batches = _Batches(graphs, labels, known, shaped or {})
+    return kind(batches, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
 class AheadLoader(DataLoader[CrystalBatch]):
@@ -45,18 +53,24 @@ class AheadLoader(DataLoader[CrystalBatch]):
 class _Batches(Dataset[CrystalBatch]):
     """Indexed by the rows of a whole batch, not by one crystal: gathering is vectorised."""
 
-    def __init__(self, graphs: GraphArrays, labels: Tensor, known: KnownFeatures | None) -> None:
+    def __init__(self, graphs: GraphArrays, labels: Tensor, known: KnownFeatures | None, shaped: Shaped) -> None:
         self.graphs = graphs
+        self.shaped = shaped
         self.labels = labels
         self.known = known
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> CrystalBatch:
         labels = self.labels[torch.from_numpy(rows)]
-        if self.known is None:
-            return self.graphs.gather(rows, labels)
-        gather = self.graphs.gather if self.known.needs_edges else self.graphs.gather_atoms
-        batch = gather(rows, labels)
-        batch.known = self.known.take(rows)
+        edges = self.known is None or self.known.needs_edges
+        batch = (self.graphs.gather if edges else self.graphs.gather_atoms)(rows, labels)
+        if self.known is not None:
+            batch.known = self.known.take(rows)
+        if self.shaped:
+            counts = ~torch.isnan(labels).numpy()
+            batch.shaped = {
+                name: found.gather(rows, counts[:, column]).to(labels.dtype)
+                for name, (column, found) in self.shaped.items()
+            }
         return batch
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.properties import Property
+from datamodules.shaped import ShapedLabels
 from datamodules.store_writer import MANIFEST, SCHEMA_VERSION, write_store
 
 __all__ = ["SCHEMA_VERSION", "CrystalStore", "is_store", "write_store"]
@@ -152,6 +153,40 @@ class CrystalStore:
                 raise InputError(f"{self.path}: property {name} is not one number per crystal")
         filled = [pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False) for column in columns]
         return np.stack(filled, axis=1) if filled else np.empty((len(self), 0))
+
+    def shaped(self, name: str) -> ShapedLabels:
+        """Values of a tensor, spectrum or per-atom property, as views of the mapped files.
+
+        Raises:
+            InputError: If the property is not in the store, or its labels are not all of one shape.
+        """
+        column = self._array(self._known(name))
+        sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        labelled, shape, inner = sizes > 0, [], column.flatten()
+        if self.properties[name].level == "crystal":
+            lengths, sizes = sizes[labelled], np.ones(len(self), dtype=np.int64)
+            shape.append(self._one_length(name, lengths))
+        else:
+            atoms = np.diff(self.ptr)
+            if (sizes[labelled] != atoms[labelled]).any():
+                raise InputError(f"{self.path}: property {name} does not have one label for each atom")
+            sizes = atoms
+        while pa.types.is_list(inner.type):
+            lengths = pc.list_value_length(inner).drop_null().to_numpy(zero_copy_only=False)
+            shape.append(self._one_length(name, lengths))
+            if inner.null_count:  # an atom without a tensor: as many empty places
+                inner = pc.fill_null(inner, pa.scalar([None] * shape[-1], inner.type))
+            inner = inner.flatten()
+        values = inner.to_numpy(zero_copy_only=inner.null_count == 0).reshape(-1, *shape)
+        taken = np.where(labelled, sizes, 0)
+        first = np.where(labelled, np.cumsum(taken) - taken, -1)
+        return ShapedLabels(first, sizes, values)
+
+    def _one_length(self, name: str, lengths: npt.NDArray[Any]) -> int:
+        found = np.unique(lengths)
+        if len(found) > 1:
+            raise InputError(f"{self.path}: labels of property {name} have {len(found)} different shapes")
+        return int(found[0]) if len(found) else 0
 
     def nested(self, name: str) -> list[Any]:
         """[M] values of a tensor, spectrum or per-atom property as nested lists; None where there is none.

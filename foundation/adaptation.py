@@ -120,5 +120,6 @@ class Adaptation:
         blocks = frozen_blocks(module.encoder, rates)
         at_rest = self.displacements.share == 0  # what a frozen part makes of displaced atoms is new in every step
         if self.cache and at_rest and blocks is not None and data.rehearsal is None:
-            data.known = known_features(module.encoder, blocks, data)
+            edges = any(head.needs_edges for _, head in module.named_heads())
+            data.known = known_features(module.encoder, blocks, data, edges)
         return module.train(), lines

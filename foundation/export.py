@@ -26,6 +26,7 @@ from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from foundation.checkpoint import Checkpoint
 from foundation.classical.blended import HEAD
+from foundation.columns import Columns
 from foundation.encoder.elements import NUM_ELEMENTS
 from foundation.exported.model import GraphTensors, PackagedModel
 from foundation.files import write_json
@@ -75,6 +76,9 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
                 )
     checkpoints = [_with_plain_products(checkpoint) for checkpoint in checkpoints]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
+    shaped = [name for name, head in ensemble.heads.items() if not head.is_single]
+    if shaped:
+        raise InputError(f"a package predicts one number per crystal and property, which {', '.join(shaped)} is not")
     model = PackagedModel(ensemble).eval().requires_grad_(False)
     batches = list(_check_batches(ensemble.recipe, _elements_seen(checkpoints)))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -221,7 +225,7 @@ def _card(checkpoints: Sequence[Checkpoint], ensemble: Ensemble, format: str) ->
             "format": format,
             "device": "cpu",
             "inputs": list(GraphTensors._fields),
-            "outputs": ensemble.columns,
+            "outputs": Columns(ensemble).names,
         },
         "properties": [ensemble.properties[name].as_dict() for name in ensemble.names],
         "neighbors": asdict(ensemble.recipe),

@@ -35,13 +35,16 @@ def frozen_blocks(encoder: EquivariantEncoder, rates: Mapping[str, float]) -> in
 
 
 @torch.no_grad()
-def known_features(encoder: EquivariantEncoder, blocks: int, data: CrystalDataModule) -> KnownFeatures | None:
+def known_features(
+    encoder: EquivariantEncoder, blocks: int, data: CrystalDataModule, edges: bool = False
+) -> KnownFeatures | None:
     """Features of the atoms of all crystals that train and validate, behind the first blocks.
 
     Args:
         encoder: The encoder; what is computed here must not train.
         blocks: How many blocks; one more than there are includes the readout.
         data: The data, its property chosen.
+        edges: Whether a head looks at the neighbours of atoms.
 
     Returns:
         None if they would take more than two gigabytes.
@@ -64,4 +67,4 @@ def known_features(encoder: EquivariantEncoder, blocks: int, data: CrystalDataMo
         if total / sum(len(part[0]) for part in parts) * num_atoms.sum() > MAX_BYTES:
             return None
     joined = [torch.cat(feature) for feature in zip(*parts, strict=True)]
-    return KnownFeatures(blocks, blocks <= len(encoder.blocks), rows, num_atoms, joined)
+    return KnownFeatures(blocks, edges or blocks <= len(encoder.blocks), rows, num_atoms, joined)

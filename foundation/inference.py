@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.sampling import starts_by_cost
+from foundation.derived import quantities
 from foundation.streaming import in_order
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.module import MultiTaskModule
+from heads import Head, TensorHead
+from heads.shaped import ShapedHead, has_label
 
 Values = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -49,19 +53,12 @@ class Ensemble:
         self.models = list(models)
         self.names = first.names
         self.recipe = first.encoder.recipe
-        heads = dict(first.named_heads())
-        self.properties = {name: head.property for name, head in heads.items()}
-        self.classifiers = {name for name, head in heads.items() if head.is_classifier}
+        self.heads = dict(first.named_heads())
+        self.properties = {name: head.property for name, head in self.heads.items()}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __len__(self) -> int:
         return len(self.models)
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns of a table of predictions: one per property and, of several members, one for their spread."""
-        names = [self.properties[name].column for name in self.names]
-        return [column for name in names for column in ([name, name + SPREAD] if len(self) > 1 else [name])]
 
     def predict(self, batches: Iterable[CrystalBatch], total: int | None = None) -> dict[str, Values]:
         """Predict every crystal of the batches.
@@ -71,7 +68,8 @@ class Ensemble:
             total: How many batches there are, for the progress bar.
 
         Returns:
-            Property name -> [K, M], a row per crystal and a column per member, in physical units.
+            Property name -> [K, M, ...], a row per crystal (of labels of atoms, per atom) and a column per member, in
+            physical units.
         """
         parts = []
         with self.threads() as (pool, count):
@@ -79,9 +77,9 @@ class Ensemble:
             for part in tqdm(results, total=total, desc="predict", unit=" batches", disable=None, delay=2):
                 parts.append(part)
         empty = np.zeros((0, len(self.models)))
-        return {name: np.concatenate([empty, *(part[name] for part in parts)]) for name in self.names}
+        return {name: np.concatenate([part[name] for part in parts]) if parts else empty for name in self.names}
 
-    def predict_graphs(self, graphs: GraphArrays, rows: Rows) -> dict[str, Values]:
+    def predict_graphs(self, graphs: GraphArrays, rows: Rows) -> dict[str, Any]:
         """Predict some of many crystals in batches of the best size, with crystals of like size together.
 
         Args:
@@ -89,15 +87,22 @@ class Ensemble:
             rows: [K] which of them.
 
         Returns:
-            Property name -> [K, M], a row per crystal and a column per member, in physical units.
+            Property name -> [K, M, ...], a row per crystal and a column per member, in physical units; of labels of
+            atoms a list of K [N, M, ...].
         """
         num_edges = graphs.num_edges[rows]
         order = np.argsort(num_edges, kind="stable")
-        values = {name: np.zeros((len(rows), len(self.models))) for name in self.names}
+        found: dict[str, list[Values]] = {name: [np.zeros(0)] * len(rows) for name in self.names}
         for places in cut_by_cost(order, num_edges[order], EDGES_PER_BATCH[self.device.type]):
-            for name, part in self._predict(graphs.gather(rows[places])).items():
-                values[name][places] = part
-        return values
+            batch = graphs.gather(rows[places])
+            stops = np.cumsum(batch.num_atoms.numpy())[:-1]
+            for name, part in self._predict(batch).items():
+                values = np.split(part, stops) if self.properties[name].level == "atom" else part
+                for place, value in zip(places.tolist(), values, strict=True):
+                    found[name][place] = value
+        atoms = {name for name in self.names if self.properties[name].level == "atom"}
+        empty = np.zeros((0, len(self.models)))
+        return {name: part if name in atoms else np.stack(part) if part else empty for name, part in found.items()}
 
     @contextmanager
     def threads(self) -> Iterator[tuple[Executor, int]]:
@@ -130,7 +135,7 @@ def cut_by_cost(rows: Rows, costs: Rows, limit: int) -> list[Rows]:
 
 
 def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[dict[str, Any], dict[str, Values]]:
-    """Metrics of every property on one part of the data, beside the median predictor.
+    """Metrics of every property on one part of the data, beside what one would say without a model.
 
     Args:
         ensemble: The model.
@@ -139,32 +144,75 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
 
     Returns:
         Property name -> its unit, counts and metrics in physical units, and property name -> [K, 2] the targets
-        and predictions behind them.
+        and predictions behind them, number by number.
     """
     rows = data.split.rows(part)
     loader = data.loader(part)
     predicted = ensemble.predict(loader, total=len(loader))
+    batch = data.graphs.gather_atoms(rows)
     results: dict[str, Any] = {}
     pairs: dict[str, Values] = {}
     for index, name in enumerate(data.names):
-        target = data.labels[torch.from_numpy(rows), index].double().numpy()
-        mean = predicted[name].mean(axis=1)
-        known = ~np.isnan(target)
-        metrics = PropertyMetrics(classifier=name in ensemble.classifiers, distributed=False)
-        metrics.update(torch.from_numpy(mean), torch.from_numpy(target))
+        head = ensemble.heads[name]
+        mean = torch.from_numpy(predicted[name].mean(axis=1))
+        target = data.targets(name, rows)
+        target = head.comparable(mean, target, batch) if len(rows) else target
+        known = has_label(target)
         result: dict[str, Any] = {
             "unit": data.property_of(name).unit,
-            "count": int(known.sum()),
+            "count": int((~torch.isnan(data.labels[torch.from_numpy(rows), index])).sum()),
             "crystals": len(rows),
             "members": len(ensemble),
-            **metrics.compute(),
+            **_metrics(head, mean, target),
         }
         if known.any():
-            if name not in ensemble.classifiers:
-                median = float(data.training_labels(name)[1].median())
-                result["median_predictor_mae"] = float(np.abs(target[known] - median).mean())
+            result |= without_model(head, data, batch, target)
+            result |= derived_errors(head, mean[known], target[known])
             if len(ensemble) > 1:
-                result["spread"] = float(predicted[name][known].std(axis=1, ddof=1).mean())
+                spread = predicted[name][known.numpy()].std(axis=1, ddof=1)
+                result["spread"] = float(spread.mean())
         results[name] = result
-        pairs[name] = np.stack([target[known], mean[known]], axis=1)
+        if mean.shape == target.shape:  # all but probabilities of several classes
+            pairs[name] = torch.stack([target[known].flatten(), mean[known].flatten()], dim=1).numpy()
     return results, pairs
+
+
+def without_model(head: Head, data: CrystalDataModule, batch: CrystalBatch, target: Tensor) -> dict[str, float]:
+    """How good a guess from the training labels alone is: their median, mean, or the mean of each element.
+
+    Args:
+        head: What predicts the property.
+        data: The data.
+        batch: The crystals that judge, without edges.
+        target: Their targets, NaN where missing.
+    """
+    rows, labels = data.training_labels(head.property.name)
+    if isinstance(head, ShapedHead):
+        guess = head.baseline(labels, data.graphs.gather_atoms(rows), batch)
+        return {f"baseline_{name}": value for name, value in _metrics(head, guess, target).items()}
+    known = target[~torch.isnan(target)]
+    if head.is_classifier:
+        return {"majority_accuracy": float((known == labels.mode().values).double().mean())}
+    return {"median_predictor_mae": float((known - labels.median()).abs().mean())}
+
+
+def derived_errors(head: Head, predicted: Tensor, target: Tensor) -> dict[str, Any]:
+    """Mean absolute errors of what follows from a tensor, beside those of the median of the targets."""
+    found = {}
+    for quantity in quantities(head) if isinstance(head, TensorHead) else ():
+        two = np.array([[quantity.of(value.numpy()) for value in values] for values in (predicted, target)]).T
+        two = two[np.isfinite(two).all(axis=1)]
+        if len(two):
+            found[quantity.name] = {
+                "unit": quantity.unit,
+                "count": len(two),
+                "mae": float(np.abs(two[:, 0] - two[:, 1]).mean()),
+                "median_mae": float(np.abs(two[:, 1] - np.median(two[:, 1])).mean()),
+            }
+    return {"derived": found} if found else {}
+
+
+def _metrics(head: Head, predicted: Tensor, target: Tensor) -> dict[str, float]:
+    metrics = PropertyMetrics(head, distributed=False)
+    metrics.update(predicted, target)
+    return metrics.compute()

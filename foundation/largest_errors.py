@@ -17,7 +17,7 @@ COLUMNS = ("property", "unit", "part", "id", "formula", "target", "prediction", 
 def largest_errors(
     pairs: Mapping[str, npt.NDArray[np.float64]], data: CrystalDataModule, part: str, count: int = 50
 ) -> pd.DataFrame:
-    """The largest errors of every property, largest first.
+    """The largest errors of every property of which a crystal has one number, largest first.
 
     Args:
         pairs: Property name -> [K, 2] targets and predictions of its labelled crystals, as ``evaluate`` gives them.
@@ -29,6 +29,8 @@ def largest_errors(
     ids, formulas = data.store.ids, data.store.formulas
     tables = []
     for name, values in pairs.items():
+        if not data.property_of(name).is_single:
+            continue
         labels = data.labels[torch.from_numpy(rows), data.names.index(name)]
         labelled = rows[~torch.isnan(labels).numpy()]
         error = values[:, 1] - values[:, 0]

@@ -15,8 +15,8 @@ from datamodules.batching import GraphArrays, join_graphs
 from datamodules.graph_cache import cached_graphs
 from datamodules.readers import read_source, read_structures
 from datamodules.store import CrystalStore, is_store
+from foundation.columns import Columns
 from foundation.encoder.elements import NUM_ELEMENTS
-from foundation.inference import Ensemble, Values
 from foundation.preparing import Item, Structure, prepare_all
 from foundation.streaming import in_order
 
@@ -28,48 +28,44 @@ PREDICTED = ("ok", "unseen_element")  # statuses that come with a prediction
 Row = list[str]
 
 
-def columns(ensemble: Ensemble) -> Row:
-    """Names of the columns."""
-    return [*FIXED, *ensemble.columns]
-
-
-def prediction_rows(ensemble: Ensemble, paths: Sequence[Path], seen: set[int]) -> Generator[list[Row], None, None]:
+def prediction_rows(columns: Columns, paths: Sequence[Path], seen: set[int]) -> Generator[list[Row], None, None]:
     """Rows of all structures in order, a chunk at a time, in constant memory.
 
     Args:
-        ensemble: The model.
+        columns: The model, and what is told of its predictions.
         paths: Structure files, folders of them, tables, stores.
         seen: Atomic numbers that the model has met in training.
 
     Raises:
         InputError: If a table or store as a whole cannot be read.
     """
-    with closing(_tasks(ensemble, paths, seen)) as tasks, ensemble.threads() as (pool, count):
+    with closing(_tasks(columns, paths, seen)) as tasks, columns.ensemble.threads() as (pool, count):
         yield from in_order(pool, _call, tasks, ahead=count + 1)
 
 
-def _tasks(ensemble: Ensemble, paths: Sequence[Path], seen: set[int]) -> Generator[Callable[[], list[Row]], None, None]:
+def _tasks(columns: Columns, paths: Sequence[Path], seen: set[int]) -> Generator[Callable[[], list[Row]], None, None]:
     """What is left to do for each chunk once its structures are read: to predict it and make its rows."""
+    ensemble = columns.ensemble
     chunk = CHUNK[ensemble.device.type]
     for stored, group in groupby(paths, key=is_store):
         if not stored:
             items = (item for path in group for item in _items(path))
             with closing(prepare_all(items, ensemble.recipe, chunk, len(os.sched_getaffinity(0)))) as prepared:
                 for structures in prepared:
-                    yield partial(_rows_of_structures, ensemble, seen, structures)
+                    yield partial(_rows_of_structures, columns, seen, structures)
             continue
         for path in group:
             store = CrystalStore.open(path)
             graphs = cached_graphs(store, ensemble.recipe)
             for start in range(0, len(store), chunk):
-                yield partial(_rows_of_store, ensemble, seen, store, graphs, start, min(start + chunk, len(store)))
+                yield partial(_rows_of_store, columns, seen, store, graphs, start, min(start + chunk, len(store)))
 
 
 def _call(task: Callable[[], list[Row]]) -> list[Row]:
     return task()
 
 
-def _rows_of_structures(ensemble: Ensemble, seen: set[int], structures: list[Structure]) -> list[Row]:
+def _rows_of_structures(columns: Columns, seen: set[int], structures: list[Structure]) -> list[Row]:
     heads, statuses, crystals, edges = [], [], [], []
     for structure in structures:
         heads.append([structure.path, str(structure.index), structure.id, structure.formula])
@@ -81,11 +77,11 @@ def _rows_of_structures(ensemble: Ensemble, seen: set[int], structures: list[Str
             crystals.append(structure.crystal)
             edges.append(structure.edges)
     graphs = join_graphs(crystals, edges)
-    return _rows(ensemble, heads, statuses, graphs, list(range(len(crystals))))
+    return _rows(columns, heads, statuses, graphs, list(range(len(crystals))))
 
 
 def _rows_of_store(
-    ensemble: Ensemble, seen: set[int], store: CrystalStore, graphs: GraphArrays, start: int, stop: int
+    columns: Columns, seen: set[int], store: CrystalStore, graphs: GraphArrays, start: int, stop: int
 ) -> list[Row]:
     """Rows of some crystals of a store, which were checked when they were imported."""
     ids, formulas = (store.table[name].slice(start, stop - start).to_pylist() for name in ("id", "formula"))
@@ -93,24 +89,24 @@ def _rows_of_store(
     heads = [[str(store.path), str(row), *names] for row, *names in zip(rows, ids, formulas, strict=True)]
     statuses = [_status(set(store.numbers[store.ptr[row] : store.ptr[row + 1]].tolist()), seen) for row in rows]
     predicted = [row for row, status in zip(rows, statuses, strict=True) if status in PREDICTED]
-    return _rows(ensemble, heads, statuses, graphs, predicted)
+    return _rows(columns, heads, statuses, graphs, predicted)
 
 
 def _rows(
-    ensemble: Ensemble, heads: list[Row], statuses: list[str], graphs: GraphArrays, predicted: list[int]
+    columns: Columns, heads: list[Row], statuses: list[str], graphs: GraphArrays, predicted: list[int]
 ) -> list[Row]:
     """Whole rows: what was found, its status, and values where the status allows them.
 
     Args:
-        ensemble: The model.
+        columns: The model, and what is told of its predictions.
         heads: Path, index, id and formula of each structure.
         statuses: Status of each as far as it is known without its edges.
         graphs: Graphs of those to be predicted, and perhaps of others.
         predicted: Where in the graphs those to be predicted stand, in their order.
     """
-    values = ensemble.predict_graphs(graphs, np.array(predicted, dtype=np.int64))
+    values = columns.ensemble.predict_graphs(graphs, np.array(predicted, dtype=np.int64))
     places = iter(range(len(predicted)))
-    width = len(ensemble.columns)
+    width = len(columns.names)
     rows = []
     for head, status in zip(heads, statuses, strict=True):
         cells = [""] * width
@@ -119,18 +115,9 @@ def _rows(
             if (graphs.edges_per_atom(predicted[place]) == 0).any():
                 status = "no_neighbours"
             else:
-                cells = _cells(ensemble, {name: values[name][place] for name in ensemble.names})
+                cells = columns.cells({name: found[place] for name, found in values.items()})
         rows.append([*head, status, *cells])
     return rows
-
-
-def _cells(ensemble: Ensemble, predicted: dict[str, Values]) -> Row:
-    cells = []
-    for name in ensemble.names:
-        cells.append(f"{predicted[name].mean():.6g}")
-        if len(ensemble) > 1:
-            cells.append(f"{predicted[name].std(ddof=1):.3g}")
-    return cells
 
 
 def _status(elements: set[int], seen: set[int]) -> str:

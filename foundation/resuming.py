@@ -70,7 +70,7 @@ def _problem(file: Path, spec: ModelSpec) -> str | None:
         return str(error)
     if not is_whole(file):
         return f"{file}: torn, its checksums do not fit"
-    if card["spec"] != spec.as_dict():
+    if ModelSpec.from_dict(card["spec"]) != spec:
         return f"{file} has another encoder or other heads than this run; resume with its own config"
     return None
 

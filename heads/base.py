@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from e3nn import o3
 from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from datamodules.properties import Property
 
@@ -22,10 +25,17 @@ class Head(nn.Module, abc.ABC):
         irreps_in: Irreps of the atom features, in e3nn's layout.
         property: What is predicted.
 
-    Subclasses implement ``forward``, ``predict``, ``fit_scaler`` and ``loss``.
+    Subclasses implement ``forward``, ``predict``, ``fit_scaler`` and ``loss``; those of labels with more than one
+    number are ``heads.shaped.ShapedHead``.
     """
 
     is_classifier: ClassVar[bool] = False
+    needs_edges: bool = False  # whether forward looks at the neighbours of atoms
+
+    @property
+    def is_single(self) -> bool:
+        """Whether a prediction is one number per crystal."""
+        return True
 
     def __init__(self, irreps_in: str, property: Property) -> None:
         super().__init__()
@@ -48,6 +58,52 @@ class Head(nn.Module, abc.ABC):
     @abc.abstractmethod
     def fit_scaler(self, target: Tensor, batch: Any) -> None:
         """Set the scale from all training labels, [M] physical targets of the M crystals of ``batch``."""
+
+    def target(self, column: Tensor, batch: Any) -> Tensor:
+        """The labels of this property in a batch.
+
+        Args:
+            column: [B] its column in the table of labels.
+            batch: The batch.
+        """
+        return column
+
+    def masked_loss(self, scaled: Tensor, target: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """[B] losses, 0 where there is no label to learn from, and [B] where there is one.
+
+        Args:
+            scaled: What ``forward`` gave.
+            target: What ``target`` gave, NaN where a label is missing.
+            batch: The batch.
+        """
+        known = ~torch.isnan(target)
+        # 1 is a valid label of every kind of single head; 0 * NaN would be NaN.
+        losses = self.loss(scaled, torch.where(known, target, torch.ones_like(target)), batch)
+        return torch.where(known, losses, torch.zeros_like(losses)), known
+
+    def learnable(self, target: Tensor, batch: Any) -> Tensor:
+        """[B] which of the labels of B crystals, all of them there, can be learned from."""
+        return torch.ones(len(batch.num_atoms), dtype=torch.bool, device=target.device)
+
+    def comparable(self, predicted: Tensor, target: Tensor, batch: Any) -> Tensor:
+        """The targets as predictions, both in physical units, are to be compared with them."""
+        return target
+
+    def calibrate(self, predicted: Tensor, target: Tensor) -> bool:
+        """Adjust what is predicted to [M] labels that did not train; returns whether anything was done."""
+        return False
+
+    def metrics(self, **sync: Any) -> Mapping[str, Metric]:
+        """Metrics of [K, ...] physical predictions and targets, without NaN.
+
+        Args:
+            sync: Arguments of every metric.
+        """
+        return {
+            "mae": MeanAbsoluteError(**sync),
+            "rmse": MeanSquaredError(squared=False, **sync),
+            "r2": R2Score(**sync),
+        }
 
 
 def invariant_slice(irreps: o3.Irreps) -> slice:

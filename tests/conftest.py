@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from foundation.auto.folds import Folds
 
-pytest.register_assert_rewrite("ranks", "testing", "suites", "studies")
+pytest.register_assert_rewrite("ranks", "testing", "suites", "studies", "shaped")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +60,14 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from testing import compounds, make_store
 
     return make_store(tmp_path_factory.mktemp("stores") / "tiny", compounds())
+
+
+@pytest.fixture(scope="session")
+def tensor_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 60 small crystals with tensors, spectra, labels of atoms, a class and two scalars, some missing."""
+    from testing import compounds, make_tensor_store
+
+    return make_tensor_store(tmp_path_factory.mktemp("stores") / "tensors", compounds())
 
 
 @pytest.fixture(scope="session")

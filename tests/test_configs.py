@@ -52,6 +52,13 @@ def first_line(name: str, store: Path, run: Path) -> list[str]:
     return [filled.get(word, word) for word in shlex.split(line.removeprefix("# foundation "))]
 
 
+def store_of(name: str, tiny_store: Path, tensor_store: Path) -> Path:
+    """The store that has the labels which a file asks for."""
+    content = yaml.safe_load((shipped_configs() / name).read_text())
+    shaped = "property" in content or "elastic_tensor" in content.get("heads", {})
+    return tensor_store if shaped else tiny_store
+
+
 def with_file(words: list[str], name: str, file: Path) -> list[str]:
     """The command with another file in the place of the configuration file of this name."""
     changed = [words[0], *(str(file) if word in (f"configs/{name}", Path(name).stem) else word for word in words[1:])]
@@ -61,9 +68,16 @@ def with_file(words: list[str], name: str, file: Path) -> list[str]:
 
 @every_config
 def test_it_builds_what_its_first_line_says(
-    name: str, foundation: Command, built: Built, tiny_store: Path, tiny_run: Path, tmp_path: Path
+    name: str,
+    foundation: Command,
+    built: Built,
+    tiny_store: Path,
+    tensor_store: Path,
+    tiny_run: Path,
+    tmp_path: Path,
 ) -> None:
-    answer = foundation(*first_line(name, tiny_store, tiny_run), "--out", tmp_path / "run", "--wandb", "off")
+    words = first_line(name, store_of(name, tiny_store, tensor_store), tiny_run)
+    answer = foundation(*words, "--out", tmp_path / "run", "--wandb", "off")
     assert answer.code == 0, answer.err
     ((module, data, settings),) = built
     assert settings.folder == tmp_path / "run"
@@ -86,10 +100,16 @@ def keys_of(content: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 @every_config
 def test_a_typo_is_refused_by_name_and_nothing_is_written(
-    name: str, foundation: Command, built: Built, tiny_store: Path, tiny_run: Path, tmp_path: Path
+    name: str,
+    foundation: Command,
+    built: Built,
+    tiny_store: Path,
+    tensor_store: Path,
+    tiny_run: Path,
+    tmp_path: Path,
 ) -> None:
     original = (shipped_configs() / name).read_text()
-    words = first_line(name, tiny_store, tiny_run)
+    words = first_line(name, store_of(name, tiny_store, tensor_store), tiny_run)
     keys = keys_of(yaml.safe_load(original))
     assert keys
     for path in keys:

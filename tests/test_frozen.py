@@ -68,7 +68,7 @@ def test_training_is_the_same_with_and_without(
         made = Adaptation.of(head, {}, Optimization(), strategy, checkpoint)
         data = CrystalDataModule(str(tiny_store), batch_size=8)
         data.choose(["shear_modulus"], made.spec.build_encoder().recipe)
-        module, _ = Adaptation(made.spec, made.optimization, strategy, checkpoint, cache).module(data, 0)
+        module, _ = Adaptation(made.spec, made.optimization, strategy, checkpoint, cache=cache).module(data, 0)
         assert (data.known is not None) == cache
         arguments = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 3}
         train(module, data, RunSettings(tmp_path / str(cache)), arguments, {}, strategy)

@@ -13,6 +13,8 @@ from testing import batch_of, tiny_encoder
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.properties import Property
+from foundation.training.metrics import PropertyMetrics
+from foundation.training.module import MultiTaskModule
 from heads import ClassificationHead, Head, ScalarHead
 
 ENERGY = Property("energy", "eV/atom")
@@ -108,6 +110,82 @@ def test_a_class_that_no_label_has_keeps_finite_odds(labels: list[float]) -> Non
     head = ClassificationHead(str(tiny_encoder().irreps_out), Property("is_metal", kind="class"))
     head.fit_scaler(torch.tensor(labels), batch_of(CRYSTALS[:2]))
     assert abs(float(head.prior)) == pytest.approx(np.log(3))
+
+
+ORDER = Property("magnetic_order", kind="class", classes=3)
+
+
+def of_three(**arguments: Any) -> ClassificationHead:
+    torch.manual_seed(0)
+    return ClassificationHead(str(tiny_encoder().irreps_out), ORDER, **arguments)
+
+
+def test_probabilities_of_several_classes_start_as_the_labels_are() -> None:
+    labels, batch = torch.tensor([0.0] * 5 + [1.0] * 3 + [2.0]), batch_of(CRYSTALS[:9])
+    for weights in (None, "balanced", [1.0, 2.0, 5.0]):
+        head = of_three(class_weights=weights)
+        head.fit_scaler(labels, batch)
+        found = head.predict(torch.zeros(9, 3), batch)
+        # What weights do to the loss is undone, so that probabilities are those of the labels.
+        torch.testing.assert_close(found[0], torch.tensor([6.0, 4.0, 2.0]) / 12)
+
+
+def test_balanced_classes_weigh_the_same_in_all() -> None:
+    head = of_three(class_weights="balanced")
+    labels, batch = torch.tensor([0.0] * 5 + [1.0] * 3 + [2.0]), batch_of(CRYSTALS[:9])
+    head.fit_scaler(labels, batch)
+    shares = (torch.bincount(labels.long()) + 1) * head.weights
+    torch.testing.assert_close(shares, shares.mean().expand(3))
+    losses = head.loss(torch.randn(9, 3), labels, batch)
+    assert losses.shape == (9,)
+    module = MultiTaskModule(tiny_encoder(), {"magnetic_order": head})
+    batch.labels = torch.where(torch.arange(9) > 2, labels, torch.nan)[:, None]
+    sums, counts, predicted = module.losses(batch)
+    assert counts.tolist() == [6]
+    assert torch.isfinite(sums).all()
+    assert predicted["magnetic_order"].shape == (9, 3)
+
+
+def test_metrics_of_several_classes() -> None:
+    metrics = PropertyMetrics(of_three(), distributed=False)
+    sure = torch.eye(3)[[0, 0, 0, 1, 2]] * 0.9 + 0.1 / 3
+    metrics.update(sure, torch.tensor([0.0, 0.0, 1.0, 1.0, torch.nan]))
+    found = metrics.compute()
+    assert found["accuracy"] == pytest.approx(3 / 4)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
+    assert {"auroc", "f1", "calibration_error"} <= found.keys()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_calibration_makes_overconfident_probabilities_honest(classes: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, classes, generator=random)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=random)[:, 0].double()
+    head = ClassificationHead(
+        str(tiny_encoder().irreps_out), Property("c", kind="class", classes=0 if classes == 2 else classes)
+    )
+    scaled = 3 * logits if classes > 2 else 3 * (logits[:, 1] - logits[:, 0])
+    batch = batch_of(CRYSTALS[:1])
+    assert head.calibrate(head.predict(scaled, batch), labels)
+    assert float(head.temperature) == pytest.approx(3.0, rel=0.1)
+    found = PropertyMetrics(head, distributed=False)
+    found.update(head.predict(scaled, batch), labels)
+    assert found.compute()["calibration_error"] < 0.03
+    head.calibrate(head.predict(scaled, batch), labels)  # a second time changes nothing
+    assert float(head.temperature) == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_class_head_from_before_there_were_temperatures_loads() -> None:
+    head = ClassificationHead(str(tiny_encoder().irreps_out), Property("is_metal", kind="class"))
+    old = {name: tensor for name, tensor in head.state_dict().items() if name not in ("weights", "temperature")}
+    head.load_state_dict(old)
+    assert float(head.temperature) == 1
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0, 2.0]])
+def test_class_weights_are_one_positive_number_per_class(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="magnetic_order: class_weights: give 3 positive numbers"):
+        of_three(class_weights=weights)
 
 
 @pytest.mark.parametrize("change", [{"irreps": "0e+2e"}, {"level": "atom"}])

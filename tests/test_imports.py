@@ -15,7 +15,7 @@ HEAVY = ("torch", "lightning", "pymatgen", "e3nn", "torch_geometric", "wandb", "
 # What each package may import of ours; heads sees the vocabulary alone, not how data are read.
 ALLOWED = {
     "datamodules": ("datamodules",),
-    "heads": ("heads", "datamodules.properties", "datamodules.errors"),
+    "heads": ("heads", "datamodules.properties", "datamodules.tensors", "datamodules.errors"),
     "foundation": ("foundation", "heads", "datamodules"),
 }
 

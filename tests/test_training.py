@@ -23,7 +23,7 @@ from foundation.training.metrics import PropertyMetrics
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import ExponentialAverage, Optimization, parameter_groups, rate_at
 from foundation.training.weighting import FixedWeights, UncertaintyWeights
-from heads import ScalarHead
+from heads import ClassificationHead, ScalarHead
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_names_the_crystals(foundation: Command, tmp_p
 
 
 def test_metrics_are_in_physical_units_and_over_labels_that_exist() -> None:
-    metrics = PropertyMetrics()
+    metrics = PropertyMetrics(ScalarHead("8x0e", KNOWN["band_gap"]))
     assert metrics.compute() == {}
     metrics.update(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, torch.nan, 3.0]))
     metrics.update(torch.tensor([9.0]), torch.tensor([torch.nan]))
@@ -148,7 +148,7 @@ def test_metrics_are_in_physical_units_and_over_labels_that_exist() -> None:
 
 
 def test_metrics_of_classes() -> None:
-    metrics = PropertyMetrics(classifier=True)
+    metrics = PropertyMetrics(ClassificationHead("8x0e", KNOWN["is_metal"]))
     metrics.update(torch.tensor([0.9, 0.2, 0.6, 0.1]), torch.tensor([1.0, 0.0, 0.0, torch.nan]))
     found = metrics.compute()
     assert found["accuracy"] == pytest.approx(2 / 3)

@@ -22,6 +22,7 @@ from datamodules.crystals import Crystal
 from datamodules.graph import NeighborRecipe
 from datamodules.properties import KNOWN
 from datamodules.store import write_store
+from datamodules.tensors import to_full
 from foundation.encoder.encoder import EquivariantEncoder
 
 TINY_ENCODER: dict[str, Any] = {
@@ -119,6 +120,34 @@ def make_store(path: Path, crystals: Sequence[Crystal]) -> Path:
     labels["band_gap"][random.random(len(crystals)) < 0.3] = np.nan
     labels["shear_modulus"][random.random(len(crystals)) < 0.2] = np.nan
     write_store(path, crystals, labels, [KNOWN[name] for name in LABELS])
+    return path
+
+
+def make_tensor_store(path: Path, crystals: Sequence[Crystal]) -> Path:
+    """A store of crystals with labels of every kind, some of them missing."""
+    random = np.random.default_rng(2)
+    labels: dict[str, list[Any]] = {}
+    for crystal in crystals:
+        size = float(crystal.numbers.mean())
+        stretched = np.eye(6) * (1 + 0.2 * random.random(6)) + 0.3
+        charges = (crystal.numbers - crystal.numbers.mean())[:, None, None] / 10 * np.eye(3)
+        made = {
+            "formation_energy_per_atom": -size / 20,
+            "band_gap": max(0.0, 2.0 - size / 20 + random.normal()),
+            "shear_modulus": 20 + size,
+            "elastic_tensor": to_full(size * stretched, 4).tolist(),  # type: ignore[union-attr]
+            "dielectric_total": (np.eye(3) * (1 + size / 10)).tolist(),
+            "piezoelectric_tensor": random.normal(size=(3, 3, 3)).tolist(),
+            "born_charges": charges.tolist(),
+            "magmom_site": [None if z < 9 else z / 20 for z in crystal.numbers.tolist()],
+            "phonon_dos": np.exp(-0.5 * ((np.arange(51) - size) / 4) ** 2).tolist(),
+        }
+        piezo = np.array(made["piezoelectric_tensor"])
+        made["piezoelectric_tensor"] = ((piezo + piezo.transpose(0, 2, 1)) / 2).tolist()
+        for name, value in made.items():
+            there = random.random() > 0.2 and value != [None] * len(crystal)
+            labels.setdefault(name, []).append(value if there else None)
+    write_store(path, crystals, labels, [KNOWN[name] for name in labels])
     return path
 
 

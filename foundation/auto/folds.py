@@ -13,7 +13,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.splits import Split
 from foundation.inference import Rows, Values
-from foundation.training.scaling import check_varied
+from foundation.training.scaling import check_varied, require_single
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ def cut(data: CrystalDataModule, count: int, seed: int, option: str = "--auto.fo
         option: What says how many folds, for the message.
 
     Raises:
-        InputError: If there are fewer labels or formulas than folds, or all labels are the same.
+        InputError: If there are fewer labels or formulas than folds, all labels are the same, or they are not one
+            number per crystal.
     """
     name = data.names[0]
+    require_single(data.property_of(name), option.removesuffix(".folds"))
     rows = np.concatenate([data.split.train, data.split.val])
     labels = data.labels[torch.from_numpy(rows), 0].double().numpy()
     rows, labels = rows[~np.isnan(labels)], labels[~np.isnan(labels)]

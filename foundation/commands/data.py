@@ -33,10 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="properties",
         metavar="name:unit[:log]",
-        help="declare a unit, and that models should learn the logarithm",
+        help="declare a unit, and that models should learn the logarithm; or, behind it, the index symmetry of a "
+        "tensor (:ij=ji), :atom, the bins of a spectrum (:grid=0..1000..51 cm^-1) or :classes=7",
     )
     read.add_argument("--structure-column", metavar="NAME", help="where a table keeps its structures")
     read.add_argument("--map", action="append", default=[], dest="maps", metavar="old=new", help="rename a label")
+    read.add_argument(
+        "--symmetry-tolerance",
+        type=float,
+        default=0.05,
+        help="how far a tensor may be from what its crystal's symmetry allows, relative to its largest component",
+    )
+    read.add_argument(
+        "--asymmetric",
+        default="reject",
+        choices=("reject", "downweight", "keep"),
+        help="what becomes of a tensor that is further",
+    )
     read.add_argument("--overwrite", action="store_true", help="replace a store that stands at STORE")
     tell = commands.add_parser("info", help="say what is in a store", description="Say what is in a store.")
     tell.add_argument("store", metavar="STORE")
@@ -46,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the sub-command that was asked for and return the exit code."""
     if args.data_command == "info":
         return info(args.store)
-    return import_sources(args.sources, args.out, args.properties, args.structure_column, args.maps, args.overwrite)
+    symmetry = {"tolerance": args.symmetry_tolerance, "asymmetric": args.asymmetric}
+    return import_sources(
+        args.sources, args.out, args.properties, args.structure_column, args.maps, args.overwrite, **symmetry
+    )
 
 
 def import_sources(
@@ -56,6 +72,7 @@ def import_sources(
     structure_column: str | None = None,
     maps: Sequence[str] = (),
     overwrite: bool = False,
+    **symmetry: Any,
 ) -> int:
     """Import sources into a store and print what became of them.
 
@@ -68,7 +85,7 @@ def import_sources(
     from datamodules.importing import import_store
     from datamodules.store import CrystalStore
 
-    result = import_store(sources, out, properties, structure_column, maps, overwrite)
+    result = import_store(sources, out, properties, structure_column, maps, overwrite, **symmetry)
     if result.warning is not None:
         print(result.warning, file=sys.stderr)
     if result.manifest is None:

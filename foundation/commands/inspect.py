@@ -9,6 +9,7 @@ from foundation.commands.parsing import OneLineParser
 
 if TYPE_CHECKING:
     from datamodules.fingerprints import Seen
+    from heads import Head
 
 
 def parser() -> OneLineParser:
@@ -49,10 +50,11 @@ def main(words: Sequence[str]) -> int:
                 name,
                 type(head).__name__,
                 head.property.unit or "-",
+                _labels(head),
                 ", ".join(f"{key} {number(float(value))}" for key, value in scaler.items()),
             ]
         )
-    print_table("heads", ["property", "kind", "unit", "scaler"], heads)
+    print_table("heads", ["property", "kind", "unit", "labels", "scaler"], heads)
     print("trained on")
     _print_data(checkpoint.card["data"])
     if checkpoint.card["pretrained"]:
@@ -65,6 +67,12 @@ def main(words: Sequence[str]) -> int:
         print(f"trained {how}, precision {numerics['precision']}, matrix products {numerics['matmul_precision']}")
     print("made with", ", ".join(f"{name} {version}" for name, version in checkpoint.card["versions"].items()))
     return 0
+
+
+def _labels(head: Head) -> str:
+    """Index symmetry or bins of a label that is not one number, and whether each atom has one."""
+    shape = getattr(head, "formula", "") or head.property.grid
+    return " ".join(word for word in (shape, "of each atom" if head.property.level == "atom" else "") if word) or "-"
 
 
 def _rate(rate: float) -> str:

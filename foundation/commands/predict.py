@@ -18,6 +18,13 @@ def parser() -> OneLineParser:
     made = OneLineParser(prog="foundation predict", description="Predict files, folders, globs of files, or a store.")
     made.add_argument("checkpoint", help="a .ckpt file, a run's folder (all seeds of it), or a shipped encoder")
     made.add_argument("paths", nargs="+", metavar="PATH", help="CIF, POSCAR, extxyz, ..., folders, globs, a store")
+    made.add_argument(
+        "--tensor-format",
+        dest="tensor_format",
+        default="full",
+        choices=("full", "voigt"),
+        help="tensors in full, or in Voigt notation: xx, yy, zz, yz, xz, xy, without factors",
+    )
     made.add_argument("--out", default="predictions.csv", help="CSV file to write")
     return made
 
@@ -32,13 +39,14 @@ def main(words: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from foundation.checkpoint import find_members, load_checkpoint
+    from foundation.columns import Columns
     from foundation.inference import Ensemble
-    from foundation.prediction import PREDICTED, columns, prediction_rows
+    from foundation.prediction import FIXED, PREDICTED, prediction_rows
     from foundation.process import keep_freed_memory
 
     paths = _expand(args.paths)
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
-    ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
+    columns = Columns(Ensemble([checkpoint.build() for checkpoint in checkpoints]), args.tensor_format)
     seen = {z for checkpoint in checkpoints for z in checkpoint.elements_seen}
     out = Path(args.out)
     if not out.parent.is_dir():
@@ -49,11 +57,11 @@ def main(words: Sequence[str]) -> int:
     try:
         with (
             temporary.open("w", newline="") as file,
-            closing(prediction_rows(ensemble, paths, seen)) as chunks,
+            closing(prediction_rows(columns, paths, seen)) as chunks,
             tqdm(desc="predict", unit=" crystals", disable=None, delay=2) as bar,
         ):
             writer = csv.writer(file)
-            writer.writerow(columns(ensemble))
+            writer.writerow([*FIXED, *columns.names])
             for rows in chunks:
                 writer.writerows(rows)
                 bar.update(len(rows))

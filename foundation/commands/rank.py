@@ -88,9 +88,11 @@ def _row(name: str, encoder: EquivariantEncoder, data: CrystalDataModule, proper
     import numpy as np
 
     from foundation.features import crystal_features
+    from foundation.training.scaling import require_single
     from foundation.transferability import check_labels, suitability
 
     started = time.perf_counter()
+    require_single(data.property_of(property), "rank")
     data.choose([property], encoder.recipe)
     rows, labels = _labelled(data, property)
     check_labels(labels, data.property_of(property))

@@ -8,7 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("mae", "rmse", "r2", "median_predictor_mae", "accuracy", "auroc", "f1", "spread")
+_COLUMNS = (
+    *("mae", "rmse", "r2", "median_predictor_mae", "frobenius", "cumulative_mae", "last_peak_mae"),
+    *("baseline_mae", "baseline_frobenius", "baseline_last_peak_mae"),
+    *("accuracy", "balanced_accuracy", "auroc", "f1", "majority_accuracy", "spread"),
+)
 
 
 def print_metrics(results: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -5,40 +5,32 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score, SumMetric
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
+from torchmetrics import MetricCollection, SumMetric
+
+from heads import Head
+from heads.shaped import has_label
 
 
 class PropertyMetrics(nn.Module):
     """Metrics of one property, over the labels it has.
 
     Args:
-        classifier: Whether predictions are probabilities of class 1.
+        head: What predicts it, and says which metrics suit.
         distributed: Whether the processes of a distributed run take in parts of one set.
     """
 
-    def __init__(self, classifier: bool = False, distributed: bool = True) -> None:
+    def __init__(self, head: Head, distributed: bool = True) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier = head.is_classifier
         sync: dict[str, Any] = {"sync_on_compute": distributed}
-        self.metrics = MetricCollection(
-            {"accuracy": BinaryAccuracy(**sync), "auroc": BinaryAUROC(**sync), "f1": BinaryF1Score(**sync)}
-            if classifier
-            else {
-                "mae": MeanAbsoluteError(**sync),
-                "rmse": MeanSquaredError(squared=False, **sync),
-                "r2": R2Score(**sync),
-            },
-            compute_groups=False,
-        )
+        self.metrics = MetricCollection(dict(head.metrics(**sync)), compute_groups=False)
         # A metric, not a buffer: buffers are swapped with those of the averaged weights around validation.
         self.num_labels = SumMetric(**sync)
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Take in [B] predictions and [B] targets, NaN where there is none."""
-        known = ~torch.isnan(target)
+        """Take in predictions and [B, ...] or, of atoms, [N, ...] targets, NaN where there is none."""
+        known = has_label(target)
         self.num_labels.update(known.sum())
         if bool(known.any()):
             goal = target[known]

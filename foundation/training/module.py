@@ -74,7 +74,7 @@ class MultiTaskModule(lightning.LightningModule):
             stage.requires_grad_(self.rates[name] > 0)
         self.train_losses = _Metrics({name: MeanMetric() for name in self.names})
         self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
-        self.val_metrics = _Metrics({name: PropertyMetrics(head.is_classifier) for name, head in heads.items()})
+        self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class MultiTaskModule(lightning.LightningModule):
         return self
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        """Predictions in physical units: property name -> [B]."""
+        """Predictions in physical units: property name -> [B], or of another shape as its head says."""
         features = self.encoder.forward(batch, batch.known if "known" in batch else None)
         return {name: head.predict(head(features, batch), batch) for name, head in self.named_heads()}
 
@@ -155,11 +155,12 @@ class MultiTaskModule(lightning.LightningModule):
         """
         sums, counts, predicted = self.losses(batch)
         self._stop_unless_finite(sums, batch, sums)
-        for index, name in enumerate(self.names):
+        for index, (name, head) in enumerate(self.named_heads()):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
             if index < batch.labels.shape[1]:
-                self.val_metrics[name].update(predicted[name], batch.labels[:, index])
+                target = head.target(batch.labels[:, index], batch)
+                self.val_metrics[name].update(predicted[name], head.comparable(predicted[name], target, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics in physical units, and ``val/loss``: the mean over properties of the scaled loss."""
@@ -205,12 +206,9 @@ class MultiTaskModule(lightning.LightningModule):
         # Labels of the first heads only: the others have none here, as old heads have in the new property's data.
         labels = nn.functional.pad(batch.labels, (0, len(self.names) - batch.labels.shape[1]), value=torch.nan)
         for index, (name, head) in enumerate(self.named_heads()):
-            target = labels[:, index]  # [B]
-            known = ~torch.isnan(target)
             scaled = head(features, batch)
-            # 1 is a valid label of every kind of head; 0 * NaN would be NaN.
-            losses = head.loss(scaled, torch.where(known, target, torch.ones_like(target)), batch)
-            sums.append(torch.where(known, losses, torch.zeros_like(losses)).sum())
+            losses, known = head.masked_loss(scaled, head.target(labels[:, index], batch), batch)  # [B]
+            sums.append(losses.sum())
             counts.append(known.sum())
             predicted[name] = head.predict(scaled.detach(), batch)
         return torch.stack(sums), torch.stack(counts), predicted

@@ -36,6 +36,7 @@ from foundation.tracking.facts import recorded_config
 from foundation.tracking.guard import Guard, GuardedLogger
 from foundation.tracking.identity import identify
 from foundation.tracking.logger import Tracker, wandb_logger
+from foundation.training.calibration import calibrate
 from foundation.training.checkpoint_files import LAST
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.history import kept_history
@@ -173,6 +174,7 @@ def train(
     seconds = time.perf_counter() - started
     if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
         trainer.save_checkpoint(last)
+    calibrate(module, data, folder)
     found = strategy.finish(module, data, folder) if strategy is not None else {}
     results: dict[str, Any] = {}
     if trainer.is_global_zero:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
-from datamodules.datamodule import CrystalDataModule
+from datamodules.datamodule import CrystalDataModule, Rows
 from datamodules.errors import InputError
+from datamodules.properties import Property
+from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
 
 MAX_LABELS = 200_000  # a mean of so many is known to 0.2 % of their spread, and more would not fit into memory
@@ -29,7 +33,16 @@ def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
         if len(rows) > MAX_LABELS:
             chosen = np.sort(np.random.default_rng(0).choice(len(rows), MAX_LABELS, replace=False))
             rows, labels = rows[chosen], labels[chosen]
-        heads[name].fit_scaler(labels, data.graphs.gather_atoms(rows))
+        batch = data.graphs.gather_atoms(rows)
+        _tell_useless(name, rows[~heads[name].learnable(labels, batch).numpy()], data)
+        heads[name].fit_scaler(labels, batch)
+
+
+def _tell_useless(name: str, rows: Rows, data: CrystalDataModule) -> None:
+    """List the crystals whose labels the head cannot learn from, such as tensors that are not positive definite."""
+    if len(rows) and is_first_process():
+        ids = ", ".join(data.store.ids[row] for row in rows.tolist())
+        print(f"{name}: {len(rows)} training labels are not positive definite and do not train: {ids}", file=sys.stderr)
 
 
 def check_varied(name: str, data: CrystalDataModule) -> None:
@@ -40,7 +53,20 @@ def check_varied(name: str, data: CrystalDataModule) -> None:
     """
     labels = data.training_labels(name)[1]
     if len(labels) > 1 and bool((labels == labels[0]).all()):
+        value = f", {float(labels[0]):g}" if labels.dim() == 1 else ""
         raise InputError(
-            f"property {name}: all {len(labels)} training labels are the same, {float(labels[0]):g}; there is nothing "
-            "to learn"
+            f"property {name}: all {len(labels)} training labels are the same{value}; there is nothing to learn"
+        )
+
+
+def require_single(property: Property, asker: str) -> None:
+    """Refuse what is not one number per crystal, for what knows only such.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not property.is_single or property.classes > 2:
+        raise InputError(
+            f"{asker}: {property.name} is not one number per crystal (level {property.level}, kind {property.kind}); "
+            "adapt to it by a strategy of your choice, with --seeds for an ensemble"
         )

@@ -1,0 +1,67 @@
+"""What the symmetry of a crystal leaves of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import spglib
+
+from datamodules.crystals import Crystal
+from datamodules.matching import SYMPREC
+from datamodules.tensors import Array, rotated
+
+
+def symmetry_operations(crystal: Crystal) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
+    """Every operation of the space group: its Cartesian matrix [3, 3], and [N] where it takes each atom."""
+    cell: Any = (crystal.lattice, crystal.frac_coords, crystal.numbers)
+    try:
+        found = spglib.get_symmetry(cell, symprec=SYMPREC)
+    except spglib.SpglibError:
+        found = None
+    if found is None:
+        return
+    columns = crystal.lattice.T
+    for rotation, translation in zip(found["rotations"], found["translations"], strict=True):
+        moved = crystal.frac_coords @ rotation.T + translation
+        steps = moved[:, None] - crystal.frac_coords[None]
+        steps = (steps - np.round(steps)) @ crystal.lattice
+        distance = np.linalg.norm(steps, axis=2)
+        distance[crystal.numbers[:, None] != crystal.numbers[None]] = np.inf
+        yield columns @ rotation @ np.linalg.inv(columns), distance.argmin(axis=1)
+
+
+def symmetrized(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> Array:
+    """The mean of a tensor over the crystal's space group.
+
+    Args:
+        tensor: [3, 3, ...], or [N, 3, 3, ...] per atom.
+        crystal: The crystal, in the frame of the tensor.
+        rank: Number of indices.
+        per_atom: Whether each atom has one.
+    """
+    total, count = np.zeros_like(tensor), 0
+    done: set[bytes] = set()
+    for rotation, target in symmetry_operations(crystal):
+        if not per_atom:  # translations do not move the tensor of a crystal
+            key = np.round(rotation, 3).tobytes()
+            if key in done:
+                continue
+            done.add(key)
+        turned = rotated(tensor, rotation, rank)
+        if per_atom:
+            np.add.at(total, target, turned)
+        else:
+            total = total + turned
+        count += 1
+    return total / count if count else tensor
+
+
+def point_group_residual(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> float:
+    """max|T - T_sym| / max|T|, where T_sym is the mean over the space group; 0 for a tensor of zeros."""
+    largest = float(np.abs(tensor).max())
+    if largest == 0:
+        return 0.0
+    return float(np.abs(tensor - symmetrized(tensor, crystal, rank, per_atom)).max()) / largest

@@ -1,0 +1,98 @@
+"""What physics demands of a prediction, met exactly and not by a penalty."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from datamodules.tensors import VOIGT, index_symmetries
+from heads.pooling import crystal_mean
+
+SMALLEST = 1e-5  # eigenvalue of a predicted tensor, relative to its largest
+
+_ROWS, _COLUMNS = (list(axis) for axis in zip(*VOIGT, strict=True))
+# The weights that make a tensor's 6 x 6 matrix in Mandel notation rotate by an orthogonal matrix, as a tensor must.
+_MANDEL = [1.0, 1.0, 1.0, math.sqrt(2), math.sqrt(2), math.sqrt(2)]
+
+
+def check_definite(name: str, formula: str) -> None:
+    """Refuse a formula whose tensors have no eigenvalues.
+
+    Raises:
+        InputError: If it is neither that of a symmetric rank-2 tensor nor that of an elastic one.
+    """
+    symmetries = set(index_symmetries(formula))
+    elastic = {(1, (1, 0, 2, 3)), (1, (2, 3, 0, 1))}
+    if symmetries != {(1, (1, 0))} and not symmetries >= elastic:
+        raise InputError(
+            f"head {name}: positive_definite needs the formula ij=ji or ijkl=jikl=klij, and not {formula or 'none'}"
+        )
+
+
+def to_matrix(tensor: Tensor) -> Tensor:
+    """[K, 3, 3] as it is; [K, 3, 3, 3, 3] -> [K, 6, 6] in Mandel notation."""
+    if tensor.dim() == 3:
+        return tensor
+    factor = torch.tensor(_MANDEL, dtype=tensor.dtype, device=tensor.device)
+    rows = tensor[:, _ROWS, _COLUMNS]  # [K, 6, 3, 3]
+    return rows[:, :, _ROWS, _COLUMNS] * factor[:, None] * factor
+
+
+def from_matrix(matrix: Tensor) -> Tensor:
+    """The inverse of ``to_matrix``."""
+    if matrix.shape[1] == 3:
+        return matrix
+    factor = torch.tensor(_MANDEL, dtype=matrix.dtype, device=matrix.device)
+    matrix = matrix / factor[:, None] / factor
+    place = torch.tensor([[VOIGT.index((min(i, j), max(i, j))) for j in range(3)] for i in range(3)])
+    return matrix[:, place][..., place]
+
+
+def is_definite(tensor: Tensor) -> Tensor:
+    """[K, 3, 3] or [K, 3, 3, 3, 3] symmetric tensors -> [K] whether all eigenvalues are positive."""
+    definite: Tensor = torch.linalg.eigvalsh(to_matrix(tensor))[:, 0] > 0
+    return definite
+
+
+def identity_like(tensor: Tensor) -> Tensor:
+    """The positive definite tensor of as many, of which the logarithm is zero."""
+    matrix = to_matrix(tensor)
+    return from_matrix(torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix))
+
+
+def logarithm(tensor: Tensor) -> Tensor:
+    """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are.
+
+    Something finite for others, whose loss is to be multiplied by zero.
+    """
+    values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
+    return from_matrix(vectors @ torch.diag_embed(torch.log(values.clamp(min=1e-12))) @ vectors.mT)
+
+
+def exponential(tensor: Tensor) -> Tensor:
+    """The inverse of ``logarithm``: positive definite whatever it is given, in double precision.
+
+    No eigenvalue is less than ``SMALLEST`` of the largest, so that rounding to single precision makes none negative.
+    """
+    values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
+    values = torch.maximum(values, values[:, -1:] + math.log(SMALLEST))
+    return from_matrix(vectors @ torch.diag_embed(torch.exp(values)) @ vectors.mT)
+
+
+def without_sum(values: Tensor, batch: Any) -> Tensor:
+    """[N, ...] -> the same less the mean over the atoms of each crystal, so that nothing is left in the sum."""
+    return values - crystal_mean(values, batch)[batch.batch]
+
+
+def positive(values: Tensor) -> Tensor:
+    """Any number -> a number that is not negative, the same for large ones."""
+    return nn.functional.softplus(values)
+
+
+def inverse_positive(values: Tensor) -> Tensor:
+    """The inverse of ``positive`` for positive values."""
+    return values + torch.log(-torch.expm1(-values))

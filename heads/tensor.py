@@ -1,0 +1,131 @@
+"""Tensors of a crystal: dielectric, elastic, piezoelectric, or any other with a symmetry of its indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from datamodules.errors import InputError
+from datamodules.properties import Property
+from heads.cartesian import CartesianTensor, DegreeScaler, distance
+from heads.constraints import check_definite, exponential, identity_like, is_definite, logarithm
+from heads.equivariant import IrrepsReadout
+from heads.metrics import Averaged, UpToSign, component_mae, frobenius
+from heads.shaped import ShapedHead
+
+Derive = Literal["elastic", "dielectric", "piezoelectric"]
+
+
+class TensorHead(ShapedHead):
+    """A Cartesian tensor in the frame of the crystal's lattice vectors.
+
+    Loss and scale live in the space of its irreps and do not depend on the frame. What it predicts is invariant
+    under the point group of the crystal, since it rotates with the crystal.
+
+    Args:
+        irreps_in: Irreps of the atom features.
+        property: What is predicted.
+        formula: Symmetry of the indices, such as "ijk=ikj"; "" takes the property's own.
+        positive_definite: Learn the matrix logarithm (of the 6 x 6 matrix in Mandel notation for rank 4), so that every
+            prediction is positive definite. Labels that are not cannot be learned from.
+        sign_free: Train and judge by the smaller of |T - P| and |T + P|, where a source does not fix the sign.
+        derive: What else to tell of a prediction: see ``foundation.derived``.
+        hidden: Channels of a hidden layer; 0 for a linear head.
+        loss: How an error counts: "l1" by the root mean square of its components, "mse" by its square, or "huber".
+    """
+
+    def __init__(
+        self,
+        irreps_in: str,
+        property: Property,
+        formula: str = "",
+        positive_definite: bool = False,
+        sign_free: bool = False,
+        derive: Derive | None = None,
+        hidden: int = 0,
+        loss: Literal["l1", "huber", "mse"] = "l1",
+    ) -> None:
+        super().__init__(irreps_in, property)
+        formula = formula or property.formula
+        if property.level != "crystal" or property.kind != "tensor" or not formula:
+            raise InputError(
+                f"property {property.name}: a TensorHead predicts a tensor of the crystal with a formula such as "
+                "ij=ji; declare one at import, --property name:unit:ij=ji, or with --head.init_args.formula"
+            )
+        if positive_definite:
+            check_definite(property.name, formula)
+        self.positive_definite = positive_definite
+        self.derive = derive
+        self.sign_free = sign_free
+        self.loss_name = loss
+        self.tensor = CartesianTensor(formula)
+        self.irreps_out = self.tensor.irreps
+        if sign_free and any(ir.l == 0 and ir.p == 1 for _, ir in self.irreps_out):
+            raise InputError(f"head {property.name}: sign_free is for tensors of odd rank, whose sign axes decide")
+        self.scaler = DegreeScaler(self.irreps_out)
+        self.readout = IrrepsReadout(irreps_in, self.irreps_out, per_atom=False, hidden=hidden)
+        self.needs_edges = self.readout.needs_edges
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[3] * rank."""
+        return self.tensor.shape
+
+    @property
+    def formula(self) -> str:
+        """Symmetry of the indices."""
+        return self.tensor.formula
+
+    def forward(self, features: Tensor, batch: Any) -> Tensor:
+        """[N, irreps_in.dim] atom features -> [B, D] scaled irreps."""
+        out: Tensor = self.readout(features, batch)
+        return out
+
+    def predict(self, scaled: Tensor, batch: Any) -> Tensor:
+        """[B, D] scaled irreps -> [B, 3, 3, ...] in physical units."""
+        tensor = self.tensor.to_cartesian(self.scaler.physical(scaled))
+        return exponential(tensor).to(scaled.dtype) if self.positive_definite else tensor
+
+    def loss(self, scaled: Tensor, target: Tensor, batch: Any) -> Tensor:
+        """[B, D] scaled irreps, [B, 3, 3, ...] physical target -> [B]."""
+        goal = self.scaler.scaled(self.tensor.to_irreps(self._learned(target)))
+        losses = distance(scaled - goal, self.loss_name)
+        return torch.minimum(losses, distance(scaled + goal, self.loss_name)) if self.sign_free else losses
+
+    def fit_scaler(self, target: Tensor, batch: Any) -> None:
+        """Set scales and shift from [M, 3, 3, ...] physical training labels.
+
+        Raises:
+            InputError: If none of them can be learned from.
+        """
+        good = target[self.learnable(target, batch)]
+        if not len(good):
+            raise InputError(f"property {self.property.name}: no training label is positive definite")
+        self.scaler.fit(self.tensor.to_irreps(self._learned(good)))
+
+    def learnable(self, target: Tensor, batch: Any) -> Tensor:
+        """[B] whether a label has the logarithm that is asked for."""
+        return is_definite(target) if self.positive_definite else super().learnable(target, batch)
+
+    def stand_in(self, target: Tensor) -> Tensor:
+        """The identity where a logarithm is taken, else zero."""
+        return identity_like(target) if self.positive_definite else super().stand_in(target)
+
+    def metrics(self, **sync: Any) -> Mapping[str, Metric]:
+        """Mean absolute error of the components, and norm of the error."""
+        measures = {"mae": component_mae, "frobenius": frobenius}
+        return {
+            name: Averaged(UpToSign(measure) if self.sign_free else measure, **sync)
+            for name, measure in measures.items()
+        }
+
+    def baseline(self, target: Tensor, batch: Any, asked: Any) -> Tensor:
+        """The mean tensor."""
+        return target.mean(dim=0).expand(len(asked.num_atoms), *self.shape)
+
+    def _learned(self, target: Tensor) -> Tensor:
+        return logarithm(target).to(target.dtype) if self.positive_definite else target
