@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,20 @@ def test_several_seeds_are_an_ensemble(foundation: Command, ensemble: Path, tiny
     assert again["shear_modulus"]["mae"] == pytest.approx(metrics["test"]["shear_modulus"]["mae"], rel=1e-4)
     shown = foundation("inspect", ensemble)
     assert "an ensemble of 2" in shown.out
+
+
+def test_an_ensemble_that_was_cut_off_goes_on_with_the_member_it_was_at(
+    foundation: Command, ensemble: Path, tiny_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(ensemble, cut)
+    shutil.rmtree(cut / "seed1")
+    (cut / "metrics.json").unlink()
+    words = ["adapt", "--pretrained", tiny_run, "--data.store", tiny_store, "--property", "shear_modulus", *SHORT]
+    answer = foundation(*words, "--strategy", "full", "--seeds", 2, "--out", cut, "--resume", "auto")
+    assert answer.code == 0, answer.err
+    once, again = (read(folder / "metrics.json")["members"] for folder in (ensemble, cut))
+    assert once == again
 
 
 def test_an_ensemble_is_not_a_single_start(

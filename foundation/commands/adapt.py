@@ -29,6 +29,7 @@ from foundation.process import is_distributed, is_first_process
 from foundation.resuming import AUTO, NEVER, find_resumable
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.from_scratch import FromScratch
+from foundation.training.compilation import choice_of
 from foundation.training.denoising import Displacements
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
@@ -164,7 +165,7 @@ def _adapt_seeds(
     for seed in range(config.seed, config.seed + config.seeds):
         member = replace(run, folder=run.folder / f"seed{seed}", seed=seed)
         results, module = _train(adaptation, data, member, config, recorded)
-        run = replace(run, compile=module.card["numerics"]["compiled"])  # chosen once, for all of them
+        run = replace(run, compile=choice_of(module, run.compile))  # chosen once, for all of them
         models.append(module)
         members.append(results)
     if not is_first_process():
@@ -183,7 +184,7 @@ def _adapt_folds(
         nonlocal compiled
         member = replace(run, folder=run.folder / f"fold{fold}", seed=config.seed + fold, compile=compiled)
         results, module = _train(adaptation, part, member, config, recorded)
-        compiled = module.card["numerics"]["compiled"]  # chosen once, for all of them
+        compiled = choice_of(module, compiled)  # chosen once, for all of them
         return module, results
 
     made = crossfit(data, config.folds, config.seed, run.folder, train_fold)

@@ -51,6 +51,12 @@ def require_compiler() -> None:
         raise InputError(f"--compile true: there is no C++ compiler {missing!r}; install it, or use --compile auto")
 
 
+def choice_of(module: MultiTaskModule, asked: Asked) -> Asked:
+    """Whether a module's training was compiled; what was asked for where it had no step left to train."""
+    compiled: Asked = module.card.get("numerics", {}).get("compiled", asked)
+    return compiled
+
+
 def stored_choice(resume: str | None) -> bool | None:
     """Whether the run to go on from was compiled; None for a fresh run, and where its checkpoint does not say."""
     if resume is None:
