@@ -143,6 +143,7 @@ def silence_lightning() -> None:
         ".*GPU available but not used.*",
         ".*Total length of `DataLoader` across ranks is zero.*",  # no crystal validates
         ".*Trying to infer the `batch_size`.*",
+        ".*The `srun` command is available on your system but is not used.*",  # on a login node
         ".*The dirpath has changed from.*",  # the folder of a run may be moved
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler is told where it ended
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # what is logged is reduced already
