@@ -258,8 +258,12 @@ def test_a_guard_says_once_what_is_wrong(error: Exception, capsys: pytest.Captur
         assert guard.attempt(fail) is None
     assert guard.attempt(int, "3") is None
     assert capsys.readouterr().err.count("warning: it fails (") == 1
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        Guard("it").attempt(signal.raise_signal, signal.SIGINT)
+        Guard("it").attempt(interrupt)
 
 
 def test_a_guard_notices_a_folder_that_takes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_watching_changes_no_bit(
 ) -> None:
     more = ["--task_weights", "learned", "--data.temperature", 2]
     train(foundation, tiny_store, tmp_path / "watched", "--wandb", "offline", *more)
-    monkeypatch.setattr(trainer, "watching", lambda: [])
+    monkeypatch.setattr(trainer, "watching", lambda sharded: [])
     history = train(foundation, tiny_store, tmp_path / "alone", *more)
     assert "gradient_norm" not in history
     one, two = (
