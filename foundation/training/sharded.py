@@ -206,7 +206,10 @@ class ShardedAverage(ExponentialAverage):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leave the average in the module."""
-        self._copy_average_to_current(pl_module)
+        torch._foreach_copy_(_shards(pl_module), self._average)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Nothing: weights are whole again by now."""
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -226,9 +229,6 @@ class ShardedAverage(ExponentialAverage):
         if "averaging_state" in checkpoint:
             self._count = checkpoint["averaging_state"]["n_averaged"].clone()
             load_shards(pl_module, checkpoint["current_model_state"])
-
-    def _copy_average_to_current(self, pl_module: lightning.LightningModule) -> None:
-        torch._foreach_copy_(_shards(pl_module), self._average)
 
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
         for own, current in zip(self._average, _shards(pl_module), strict=True):
