@@ -115,12 +115,12 @@ def make_trainer(
     if not validates:
         chosen["limit_val_batches"] = 0
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
     arguments = {"log_every_n_steps": 10, "enable_model_summary": False, "num_sanity_val_steps": 0, **chosen}
     with warnings.catch_warnings():
         silence_lightning()
+        if SLURMEnvironment.detect():
+            # Lightning's own requeue saves inside a signal handler, which can hang under DDP.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
         return lightning.Trainer(
             logger=loggers,
             callbacks=callbacks,
