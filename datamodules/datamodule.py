@@ -24,10 +24,10 @@ from datamodules.graph_cache import cached_graphs
 from datamodules.known import KnownFeatures
 from datamodules.loading import make_loader
 from datamodules.mapped_labels import mapped_labels
-from datamodules.properties import DERIVED, Property
+from datamodules.properties import DERIVED, WEIGHT, Property
 from datamodules.replay import Rehearsal, RehearsingLoader
 from datamodules.sampling import BatchedRows, temperature_weights
-from datamodules.shaped import WEIGHT, ShapedLabels
+from datamodules.shaped import ShapedLabels
 from datamodules.splits import Split, split_by_formula, split_from_lists
 from datamodules.store import CrystalStore
 

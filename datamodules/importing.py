@@ -16,9 +16,8 @@ from datamodules.framed import GRID, Asymmetric, Prepared, prepare_label
 from datamodules.labels import LabelSchema
 from datamodules.matching import group_same
 from datamodules.merging import Merged, crystal_of, merge
-from datamodules.properties import Property, parse_property
+from datamodules.properties import WEIGHT, Property, parse_property
 from datamodules.readers import Label, Record, read_source, source_name
-from datamodules.shaped import WEIGHT
 from datamodules.store_writer import RESERVED, check_target, write_store
 from datamodules.validity import problem_of
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.properties import KNOWN, Property, resolve
+from datamodules.properties import KNOWN, WEIGHT, Property, resolve
 from datamodules.readers.record import Label
-from datamodules.shaped import WEIGHT
 from datamodules.tensors import rank_of
 
 _COMPONENTS = {3, 6, 9}  # of a vector, a symmetric and a full second-rank tensor

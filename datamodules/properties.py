@@ -15,6 +15,7 @@ from datamodules.tensors import index_symmetries
 
 Level = Literal["crystal", "atom"]
 Kind = Literal["scalar", "class", "tensor", "spectrum"]
+WEIGHT = ".weight"  # behind the name of a property: how much each of its labels counts
 
 
 @dataclass(frozen=True)

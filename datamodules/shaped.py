@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
-WEIGHT = ".weight"  # behind the name of a property: how much each of its labels counts
 
 
 @dataclass(frozen=True)

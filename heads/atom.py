@@ -11,17 +11,18 @@ from torchmetrics import Metric
 
 from datamodules.errors import InputError
 from datamodules.properties import Property
+from heads.base import NUM_ELEMENTS
 from heads.cartesian import CartesianTensor, DegreeScaler, distance
+from heads.cartesian_head import CartesianHead
 from heads.constraints import inverse_positive, positive, without_sum
 from heads.equivariant import IrrepsReadout
 from heads.metrics import Averaged, component_mae, frobenius
-from heads.shaped import ShapedHead, element_means, has_label, masked_mean
+from heads.shaped import element_means, has_label, masked_mean
 
 Sign = Literal["signed", "absolute", "flip"]
-NUM_ELEMENTS = 103
 
 
-class AtomHead(ShapedHead):
+class AtomHead(CartesianHead):
     """A scalar, vector or tensor of each atom, in the frame of the crystal's lattice vectors.
 
     Args:
@@ -65,21 +66,6 @@ class AtomHead(ShapedHead):
         self.needs_edges = self.readout.needs_edges
         # What is scalar in the labels, per element, in scaled space: the network learns what is left.
         self.register_buffer("reference", torch.zeros(NUM_ELEMENTS + 1, self.irreps_out.dim))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[3] * rank; nothing for a scalar."""
-        return self.tensor.shape
-
-    @property
-    def formula(self) -> str:
-        """Symmetry of the indices."""
-        return self.tensor.formula
-
-    def forward(self, features: Tensor, batch: Any) -> Tensor:
-        """[N, irreps_in.dim] atom features -> [N, D] scaled irreps."""
-        out: Tensor = self.readout(features, batch)
-        return out
 
     def predict(self, scaled: Tensor, batch: Any) -> Tensor:
         """[N, D] scaled irreps -> [N, 3, ...] in physical units, [N] of a scalar."""

@@ -13,6 +13,8 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from datamodules.properties import Property
 
+NUM_ELEMENTS = 103  # H to Lr, as in the encoder; entry 0 of a table stands for no element
+
 
 class Head(nn.Module, abc.ABC):
     """One property on top of the shared encoder.

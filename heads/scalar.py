@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.properties import Property
-from heads.base import Head, invariant_slice
+from heads.base import NUM_ELEMENTS, Head, invariant_slice
 from heads.pooling import MeanAndAttention, crystal_mean, crystal_sum
-
-NUM_ELEMENTS = 103
 
 
 class ScalarHead(Head):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.properties import WEIGHT
 from heads.base import Head
-
-WEIGHT = ".weight"  # as in datamodules.shaped
+from heads.pooling import crystal_sum
 
 
 class ShapedHead(Head):
@@ -66,9 +66,7 @@ class ShapedHead(Head):
         losses = self.loss(scaled, goal, batch)
         if not self.per_atom:
             return losses, there & self.learnable(goal, batch)
-        known = torch.zeros(len(batch.num_atoms), dtype=torch.long, device=there.device)
-        known = known.index_add(0, batch.batch, there.long()) > 0
-        return masked_mean(losses, there, batch), known
+        return masked_mean(losses, there, batch), crystal_sum(there, batch) > 0
 
     def stand_in(self, target: Tensor) -> Tensor:
         """A label that every loss can take, in the place of a missing one; it counts for nothing."""
@@ -100,9 +98,8 @@ def expand(rows: Tensor, like: Tensor) -> Tensor:
 
 def masked_mean(losses: Tensor, there: Tensor, batch: Any) -> Tensor:
     """[N] losses of atoms, [N] which of them count -> [B] mean over those of each crystal; 0 where there are none."""
-    zeros = torch.zeros(len(batch.num_atoms), dtype=losses.dtype, device=losses.device)
-    sums = zeros.index_add(0, batch.batch, torch.where(there, losses, torch.zeros_like(losses)))
-    return sums / zeros.index_add(0, batch.batch, there.to(losses.dtype)).clamp(min=1)
+    sums = crystal_sum(torch.where(there, losses, torch.zeros_like(losses)), batch)
+    return sums / crystal_sum(there.to(losses.dtype), batch).clamp(min=1)
 
 
 def element_means(target: Tensor, batch: Any, asked: Any) -> Tensor:

@@ -12,15 +12,15 @@ from torchmetrics import Metric
 from datamodules.errors import InputError
 from datamodules.properties import Property
 from heads.cartesian import CartesianTensor, DegreeScaler, distance
+from heads.cartesian_head import CartesianHead
 from heads.constraints import check_definite, exponential, identity_like, is_definite, logarithm
 from heads.equivariant import IrrepsReadout
 from heads.metrics import Averaged, UpToSign, component_mae, frobenius
-from heads.shaped import ShapedHead
 
 Derive = Literal["elastic", "dielectric", "piezoelectric"]
 
 
-class TensorHead(ShapedHead):
+class TensorHead(CartesianHead):
     """A Cartesian tensor in the frame of the crystal's lattice vectors.
 
     Loss and scale live in the space of its irreps and do not depend on the frame. What it predicts is invariant
@@ -69,21 +69,6 @@ class TensorHead(ShapedHead):
         self.scaler = DegreeScaler(self.irreps_out)
         self.readout = IrrepsReadout(irreps_in, self.irreps_out, per_atom=False, hidden=hidden)
         self.needs_edges = self.readout.needs_edges
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[3] * rank."""
-        return self.tensor.shape
-
-    @property
-    def formula(self) -> str:
-        """Symmetry of the indices."""
-        return self.tensor.formula
-
-    def forward(self, features: Tensor, batch: Any) -> Tensor:
-        """[N, irreps_in.dim] atom features -> [B, D] scaled irreps."""
-        out: Tensor = self.readout(features, batch)
-        return out
 
     def predict(self, scaled: Tensor, batch: Any) -> Tensor:
         """[B, D] scaled irreps -> [B, 3, 3, ...] in physical units."""

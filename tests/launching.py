@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def launch_two(script: str, *words: object) -> None:
     """Run a file of this folder in two processes at once; both must succeed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     here = Path(__file__).parent
     launched = []
     for rank in "01":

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+from launching import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -77,7 +78,7 @@ class Ranks:
         shared = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "MPLBACKEND": "agg", **(env or {})}
         if count > 1:
             words = [*words, "--trainer.devices", count, "--trainer.strategy", "ddp"]
-            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
         self.processes = []
         for rank in range(count):
             own = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
@@ -118,12 +119,6 @@ def seen(out: Path, count: int = 1) -> list[list[str]]:
     """The lines ``epoch batch rows`` of each process, over all starts."""
     files = [out / f"seen{rank}.txt" for rank in range(count)]
     return [file.read_text().splitlines() if file.exists() else [] for file in files]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _run(words: list[str], out: Path, rank: int, env: dict[str, str], moments: list[Moment]) -> None:

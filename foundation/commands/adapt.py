@@ -150,7 +150,6 @@ def _adapt_once(
 def _train(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> tuple[dict[str, Any], MultiTaskModule]:
-    run = replace(run, resume=find_resumable(run.resume, run.folder, adaptation.spec))
     module, lines = adaptation.module(data, run.seed)
     for line in lines:
         say(line)
@@ -158,12 +157,18 @@ def _train(
     return train(module, data, run, config.trainer.as_dict(), recorded, adaptation.strategy), module
 
 
+def _member(adaptation: Adaptation, run: RunSettings, name: str, seed: int) -> RunSettings:
+    """One of several models: its folder and seed, and what it goes on from, each by itself."""
+    folder = run.folder / name
+    return replace(run, folder=folder, seed=seed, resume=find_resumable(run.resume, folder, adaptation.spec))
+
+
 def _adapt_seeds(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> dict[str, Any]:
     models, members = [], []
     for seed in range(config.seed, config.seed + config.seeds):
-        member = replace(run, folder=run.folder / f"seed{seed}", seed=seed)
+        member = _member(adaptation, run, f"seed{seed}", seed)
         results, module = _train(adaptation, data, member, config, recorded)
         run = replace(run, compile=choice_of(module, run.compile))  # chosen once, for all of them
         models.append(module)
@@ -182,7 +187,7 @@ def _adapt_folds(
 
     def train_fold(part: CrystalDataModule, fold: int) -> tuple[MultiTaskModule, dict[str, Any]]:
         nonlocal compiled
-        member = replace(run, folder=run.folder / f"fold{fold}", seed=config.seed + fold, compile=compiled)
+        member = replace(_member(adaptation, run, f"fold{fold}", config.seed + fold), compile=compiled)
         results, module = _train(adaptation, part, member, config, recorded)
         compiled = choice_of(module, compiled)  # chosen once, for all of them
         return module, results

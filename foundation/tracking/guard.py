@@ -59,8 +59,16 @@ class Guard:
     def give_up(self, error: Exception) -> None:
         """Say what went wrong, and call nothing more."""
         self.broken = True
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"warning: {self.what} fails ({told}); training goes on without it", file=sys.stderr, flush=True)
+        print(
+            f"warning: {self.what} fails ({first_line(error)}); training goes on without it",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class GuardedLogger(Logger):

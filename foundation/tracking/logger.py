@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from lightning.pytorch.loggers import WandbLogger
 
 from foundation.process import is_first_process
-from foundation.tracking.guard import Guard, GuardedLogger
+from foundation.tracking.guard import Guard, GuardedLogger, first_line
 from foundation.tracking.identity import run_name
 from foundation.tracking.server import NAME, UNSENT, why_unreachable
 
@@ -87,12 +87,12 @@ def wandb_logger(
             try:
                 return _begin("online", folder, group, config, run_id, job)
             except Exception as error:
-                problem = _first_line(error)
+                problem = first_line(error)
         _say(f"{NAME}: {problem}; recording offline, {_later(folder)}")
     try:
         return _begin("offline", folder, group, config, run_id, job)
     except Exception as error:
-        _say(f"warning: {NAME} fails ({_first_line(error)}); training goes on without it")
+        _say(f"warning: {NAME} fails ({first_line(error)}); training goes on without it")
         return None
 
 
@@ -151,10 +151,6 @@ def _copies_in(place: Path) -> Iterator[None]:
 
 def _later(folder: Path) -> str:
     return f"`foundation wandb sync {folder}` uploads it later"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _say(line: str) -> None:

@@ -53,15 +53,19 @@ def require_compiler() -> None:
 
 def choice_of(module: MultiTaskModule, asked: Asked) -> Asked:
     """Whether a module's training was compiled; what was asked for where it had no step left to train."""
-    compiled: Asked = module.card.get("numerics", {}).get("compiled", asked)
-    return compiled
+    compiled = _noted(module.card)
+    return asked if compiled is None else compiled
 
 
 def stored_choice(resume: str | None) -> bool | None:
     """Whether the run to go on from was compiled; None for a fresh run, and where its checkpoint does not say."""
     if resume is None:
         return None
-    compiled: bool | None = load_checkpoint(Path(resume)).card.get("numerics", {}).get("compiled")
+    return _noted(load_checkpoint(Path(resume)).card)
+
+
+def _noted(card: dict[str, Any]) -> bool | None:
+    compiled: bool | None = card.get("numerics", {}).get("compiled")
     return compiled
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+
+from foundation.files import write_text
 
 
 @contextmanager
@@ -52,6 +53,4 @@ def _without_later_steps(rows: pd.DataFrame, step: int) -> pd.DataFrame:
 
 
 def _write(rows: pd.DataFrame, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    rows.to_csv(temporary, index=False)
-    os.replace(temporary, target)
+    write_text(target, rows.to_csv(index=False))

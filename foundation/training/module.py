@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.training.agreement import any_process, gathered
+from foundation.training.agreement import any_process, gathered, is_grouped
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
@@ -130,7 +130,7 @@ class MultiTaskModule(lightning.LightningModule):
         """Divide the gradient by the number of labels behind it, over all processes and accumulated batches."""
         total = torch.stack(self._labels_in_step).sum()
         world = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_grouped():
             torch.distributed.all_reduce(total)
             world = torch.distributed.get_world_size()
         # DDP and FSDP2 have averaged over processes: times the world size is the sum.

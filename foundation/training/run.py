@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import pandas as pd
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -23,7 +22,7 @@ from datamodules.errors import InputError
 from foundation import plots
 from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
-from foundation.largest_errors import COLUMNS, largest_errors
+from foundation.largest_errors import largest_errors
 from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.resuming import NEVER, step_of
@@ -143,8 +142,7 @@ def train(
     torch.set_float32_matmul_precision(settings.matmul_precision)
     folder = settings.folder
     module.seen = with_data(module.seen, data)
-    first = is_first_process()
-    if first:
+    if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     module.card["run"] = identify(folder, module.card, settings.group)
@@ -161,16 +159,7 @@ def train(
     )
     started = time.perf_counter()
     last = folder / "checkpoints" / LAST
-    step = step_of(settings.resume) if first and settings.resume is not None else None
-    recording = tracker.failing(unless=Leaving) if tracker is not None else nullcontext()
-    try:
-        with recording, warnings.catch_warnings(), kept_history(folder / "metrics.csv", step):
-            silence_lightning()
-            trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
-            if asked_to_stop() is not None and last.exists():  # since then; what follows is not resumed, but done anew
-                raise Leaving("before its evaluation")
-    except Leaving as leaving:
-        raise farewell(str(leaving), last, first) from None
+    _fit(trainer, module, data, settings, tracker, last)
     seconds = time.perf_counter() - started
     if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
         trainer.save_checkpoint(last)
@@ -200,6 +189,32 @@ def _track(
     return tracker
 
 
+def _fit(
+    trainer: lightning.Trainer,
+    module: MultiTaskModule,
+    data: CrystalDataModule,
+    settings: RunSettings,
+    tracker: Tracker | None,
+    last: Path,
+) -> None:
+    """Train, from where the run goes on.
+
+    Raises:
+        Preempted: If a signal asked the run to stop; it has been saved.
+    """
+    first = is_first_process()
+    step = step_of(settings.resume) if first and settings.resume is not None else None
+    recording = tracker.failing(unless=Leaving) if tracker is not None else nullcontext()
+    try:
+        with recording, warnings.catch_warnings(), kept_history(settings.folder / "metrics.csv", step):
+            silence_lightning()
+            trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
+            if asked_to_stop() is not None and last.exists():  # since then; what follows is not resumed, but done anew
+                raise Leaving("before its evaluation")
+    except Leaving as leaving:
+        raise farewell(str(leaving), last, first) from None
+
+
 def _report(
     module: MultiTaskModule,
     data: CrystalDataModule,
@@ -219,15 +234,15 @@ def _report(
         "notes": data.split.notes,
         **found,
     }
-    pairs: dict[str, Any] = {}
-    worst = pd.DataFrame(columns=list(COLUMNS))
+    pairs: dict[str, dict[str, Any]] = {}
     for part in ("val", "test"):
-        results[part], pairs = evaluate(ensemble, data, part)
-        if len(data.split.rows(part)):  # those that test, where there are any
-            worst = largest_errors(pairs, data, part)
+        results[part], pairs[part] = evaluate(ensemble, data, part)
     write_json(folder / "metrics.json", results)
-    write_text(folder / "errors.csv", worst.to_csv(index=False))
-    plots.parity(pairs, {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png")
+    judged = "test" if len(data.split.test) else "val"
+    write_text(folder / "errors.csv", largest_errors(pairs[judged], data, judged).to_csv(index=False))
+    plots.parity(
+        pairs["test"], {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png"
+    )
     if (folder / "metrics.csv").is_file():
         plots.learning_curves(folder / "metrics.csv", folder / "plots" / "learning_curves.png")
     return results

@@ -91,13 +91,7 @@ def make_trainer(
     """
     callbacks: list[Callback] = [*own, *watching(is_sharded(trainer_args))]
     if trainer_args.get("enable_checkpointing") is not False:
-        checkpoints = folder / "checkpoints"
-        callbacks.append(ExactState())
-        if validates:
-            callbacks.append(
-                ModelCheckpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False)
-            )
-        callbacks.append(Preemption(checkpoints, save_every))
+        callbacks += _saving(folder / "checkpoints", validates, save_every)
     else:
         let_go()
     bar = trainer_args.get("enable_progress_bar") is not False
@@ -129,6 +123,12 @@ def make_trainer(
             use_distributed_sampler=False,  # the data module deals out batches itself
             **arguments,
         )
+
+
+def _saving(checkpoints: Path, validates: bool, every: float) -> list[Callback]:
+    """All that writes checkpoints, and what these need to be gone on from exactly."""
+    best = ModelCheckpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False)
+    return [ExactState(), *([best] if validates else []), Preemption(checkpoints, every)]
 
 
 def silence_lightning() -> None:
