@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -59,7 +60,11 @@ def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
         names = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **names, "OMP_NUM_THREADS": "1"}
         launched.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    answers = [process.communicate()[0] for process in launched]
+    try:
+        answers = [process.communicate()[0] for process in launched]
+    finally:
+        for process in launched:
+            process.kill()  # where this process is stopped while they work
     if any(process.returncode for process in launched):
         raise RuntimeError("a process of the benchmark failed; its error stands above")
     found = json.loads(answers[0])
@@ -162,6 +167,15 @@ def main(data: str, rounds: int, steps: int) -> None:
     """Be one of the two processes; the first prints what both found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    found = _measure(data, rounds, steps)
+    # The wrapped model has to go before the group does: a reducer that outlives its group can wait for it for ever.
+    gc.collect()
+    if dist.get_rank() == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def _measure(data: str, rounds: int, steps: int) -> dict[str, Any]:
     crystals = benchmark_crystals(Path(data) if data else None)
     trainer = Trainer(build_graphs(crystals, build_module(benchmark_spec(), Optimization()).encoder.recipe))
     trainer.round(1)  # warms up
@@ -171,10 +185,7 @@ def main(data: str, rounds: int, steps: int) -> None:
         core.append(_share_of_a_core())
         for name, seconds in trainer.round(steps).items():
             found[name].append(seconds)
-    reduced = _all_reduce_seconds(trainer)
-    if dist.get_rank() == 0:
-        print(json.dumps({**found, "core": core, "all_reduce_seconds": reduced, "steps": steps}))
-    dist.destroy_process_group()
+    return {**found, "core": core, "all_reduce_seconds": _all_reduce_seconds(trainer), "steps": steps}
 
 
 if __name__ == "__main__":
