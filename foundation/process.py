@@ -24,9 +24,9 @@ def is_distributed() -> bool:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next allocation instead of giving it back to the system.
 
-    By default every tensor beyond 32 MB is mapped afresh and its pages are zeroed one by one, which makes a batch of
-    a million edges cost more than twice as much per edge as one of ten thousand. Elsewhere than on glibc this does
-    nothing.
+    By default every large tensor is mapped afresh and its pages are zeroed one by one, which costs a sixth of a
+    training step, and makes a batch of a million edges cost more than twice as much per edge as one of ten thousand.
+    Elsewhere than on glibc this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

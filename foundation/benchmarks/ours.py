@@ -16,6 +16,7 @@ from datamodules.properties import Property
 from foundation.benchmarks.peers.contest import Contestant, Crystals, Forward, Rows
 from foundation.benchmarks.peers.job import main
 from foundation.checkpoint import build_module
+from foundation.process import keep_freed_memory
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec, ModelSpec
 
@@ -99,4 +100,5 @@ def graphs_within(crystals: list[Crystal], cutoff: float) -> GraphArrays:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_default_dtype(torch.float32)
+    keep_freed_memory()
     main(Ours)

@@ -112,8 +112,10 @@ def main(words: Sequence[str]) -> int:
     else:
         args = parser().parse_args(words)
     from foundation.benchmarks.machine import check_device
+    from foundation.process import keep_freed_memory
 
     check_device(args.device)
+    keep_freed_memory()  # as training and predicting do
     code: int = args.work(args)
     return code
 
@@ -142,10 +144,8 @@ def _rates(args: argparse.Namespace) -> int:
 def _full(args: argparse.Namespace) -> int:
     from foundation.benchmarks.contestants import absent, parse_peers
     from foundation.benchmarks.full import run_full
-    from foundation.process import keep_freed_memory
 
     peers = parse_peers(args.peers)
-    keep_freed_memory()  # as `foundation predict` does, whose cost is to grow with the edges and no faster
     for line in absent(peers):
         print(line)
     run_full(Path(args.out), crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
