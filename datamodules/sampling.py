@@ -29,7 +29,7 @@ class BatchedRows(Sampler[Rows]):
     batches are cut once, for the costliest row of the class at each place. Where no batch can cost too much there
     is one class.
 
-    Beside the rows, 2 bytes of each are kept for its class and 8 for its weight, where there are such, and 4 for
+    Beside the rows, 2 bytes of each are kept for its class and 4 for its weight, where there are such, and 4 for
     its place while an epoch lasts.
 
     Args:
@@ -61,7 +61,7 @@ class BatchedRows(Sampler[Rows]):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.weights = weights
+        self.weights = None if weights is None else weights.astype(np.float32)
         self.distributed = distributed
         self.max_cost = max_cost
         self.epoch = 0
@@ -173,15 +173,14 @@ def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: flo
 
 
 def _draw(
-    generator: np.random.Generator, values: npt.NDArray[Any], weights: npt.NDArray[np.float64] | None, count: int
+    generator: np.random.Generator, values: npt.NDArray[Any], weights: npt.NDArray[np.float32] | None, count: int
 ) -> npt.NDArray[Any]:
     """As many of the values as asked for: all of them shuffled, or some by weight."""
     if weights is None:
         shuffled = values.copy()
         generator.shuffle(shuffled)
         return shuffled
-    chance = weights / weights.sum()
-    np.cumsum(chance, out=chance)
+    chance = np.cumsum(weights, dtype=np.float64)
     chance /= chance[-1]
     drawn = np.empty(count, dtype=values.dtype)
     for start in range(0, count, _BLOCK):

@@ -106,10 +106,10 @@ class Run:
         before = len(seen(self.out)[0])
         self.until(lambda: len(seen(self.out)[0]) > before)
 
-    def ends(self, state: str = "COMPLETED") -> None:
+    def ends(self, state: str = "COMPLETED", seconds: float = 240) -> None:
         """Wait for the end, which is to be this one."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.until(lambda: self.shown("JobState") in over)
+        self.until(lambda: self.shown("JobState") in over, seconds)
         assert self.shown("JobState") == state, self.log()
 
     def log(self) -> str:
@@ -128,6 +128,13 @@ def whole(cluster: None, tiny_store: Path, tmp_path_factory: pytest.TempPathFact
     return run
 
 
+def same_as(whole: Run, run: Run) -> None:
+    """The same to the last bit, no batch lost and none repeated."""
+    one, two = whole.content(), run.content()
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert seen(run.out, 2) == seen(whole.out, 2)
+
+
 @pytest.mark.parametrize(("nodes", "tasks"), LAYOUTS.values(), ids=LAYOUTS)
 def test_requeued_at_random_moments(whole: Run, tiny_store: Path, tmp_path: Path, nodes: int, tasks: int) -> None:
     draw = random.Random(nodes)
@@ -139,12 +146,33 @@ def test_requeued_at_random_moments(whole: Run, tiny_store: Path, tmp_path: Path
         run.until(lambda requeue=requeue: int(run.shown("Restarts")) == requeue + 1)
     run.ends()
     assert run.shown("Restarts") == str(REQUEUES)
-    one, two = whole.content(), run.content()
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    assert seen(run.out, 2) == seen(whole.out, 2)  # no batch lost, none repeated
+    same_as(whole, run)
     recorded = [path.name for path in run.out.glob("pretrain-*/wandb/offline-run-*")]
     assert len(recorded) == REQUEUES + 1
     assert len({name.rsplit("-", 1)[1] for name in recorded}) == 1
+
+
+def test_a_run_longer_than_its_time_limit(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    """Slurm itself sends the signal, here a minute before the end of three."""
+    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", "--time=3", "--signal=USR1@60", step=3)
+    run.ends(seconds=900)
+    assert int(run.shown("Restarts")) >= 1
+    assert " by SIGUSR1; saved in " in run.log()
+    same_as(whole, run)
+
+
+def test_preempted_by_a_job_of_another_partition(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    if "urgent" not in slurm("sinfo", "-h", "-o", "%R").split():
+        pytest.skip("no partition 'urgent' whose jobs take the place of others")
+    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", "--nodes=2")
+    run.trains()
+    words = ["--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.txt"]
+    urgent = slurm("sbatch", *words, "--wrap", "sleep 5")
+    run.until(lambda: run.shown("JobState", urgent) == "COMPLETED")
+    run.ends()
+    assert run.shown("Restarts") == "1"
+    assert " by SIGTERM; saved in " in run.log()
+    same_as(whole, run)
 
 
 def test_a_signal_while_the_program_starts(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
