@@ -10,6 +10,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation.checkpoint import Checkpoint, build_module, make_card
 from foundation.frozen import frozen_blocks, known_features
+from foundation.kindred import begin_like_kindred
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.denoising import AT_REST, Displacements, module_kind
 from foundation.training.module import MultiTaskModule
@@ -113,6 +114,8 @@ class Adaptation:
             lines.append(f"new: a head for {name}")
             check_varied(name, data)
             fit_scalers(module, data)
+            if source is not None and self.pretrained is not None:
+                lines[-1] += begin_like_kindred(module, name, self.pretrained, data)
         frozen = [stage for stage, rate in rates.items() if rate == 0]
         lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")
         module.card = make_card(self.spec, module, data, source)

@@ -90,6 +90,7 @@ class Ensemble:
             Property name -> [K, M, ...], a row per crystal and a column per member, in physical units; of labels of
             atoms a list of K [N, M, ...].
         """
+        self._settle()
         num_edges = graphs.num_edges[rows]
         order = np.argsort(num_edges, kind="stable")
         found: dict[str, list[Values]] = {name: [np.zeros(0)] * len(rows) for name in self.names}
@@ -112,14 +113,18 @@ class Ensemble:
         """
         allowed = torch.get_num_threads()
         count = allowed if self.device.type == "cpu" else 1
-        for model in self.models:
-            model.to(self.device).eval()
+        self._settle()
         pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(allowed // count,))
         try:
             yield pool, count
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(allowed)
+
+    def _settle(self) -> None:
+        """Put the models where they compute: training leaves them on the CPU."""
+        for model in self.models:
+            model.to(self.device).eval()
 
     def _predict(self, batch: CrystalBatch) -> dict[str, Values]:
         with torch.inference_mode():

@@ -78,7 +78,7 @@ class ScalarHead(Head):
 
     def loss(self, scaled: Tensor, target: Tensor, batch: Any) -> Tensor:
         """[B] scaled prediction, [B] physical target -> [B]."""
-        goal = (self._transformed(target) - self._offset(batch)) / self.scale
+        goal = (self.transformed(target) - self._offset(batch)) / self.scale
         if self.aggregation == "sum":  # a cell of twice the size must not count twice as much
             scaled, goal = scaled / batch.num_atoms, goal / batch.num_atoms
         if self.loss_name == "l1":
@@ -98,7 +98,7 @@ class ScalarHead(Head):
                 f"property {self.property.name}: log needs positive labels, {int((target <= 0).sum())} are not; "
                 "set log: false or leave those labels out"
             )
-        value = self._transformed(target.double())
+        value = self.transformed(target.double())
         if self.aggregation == "sum":
             value = value / batch.num_atoms
         if self.element_reference:
@@ -109,7 +109,8 @@ class ScalarHead(Head):
         spread = value.std(unbiased=False)
         self.scale.copy_(spread if spread > 0 else torch.ones_like(spread))
 
-    def _transformed(self, target: Tensor) -> Tensor:
+    def transformed(self, target: Tensor) -> Tensor:
+        """Physical labels in the space where they are learned."""
         return torch.log10(target) if self.log else target
 
     def _offset(self, batch: Any) -> Tensor:
