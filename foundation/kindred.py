@@ -23,7 +23,7 @@ from heads import ScalarHead
 Array = npt.NDArray[np.float64]
 
 # A straight line in what the old head says must leave this much of the median's error at most, and the correlation
-# be this improbable. Of ten labels that have nothing to do with three heads one draw in thirty meets both, of a hundred
+# be this improbable. Of ten labels that have little to do with three heads one draw in twenty meets both, of a hundred
 # none; of ten experimental band gaps three in five, of a hundred all (LOG.md, 2026-11-26).
 MOST_ERROR = 0.7
 MOST_CHANCE = 0.01
