@@ -28,6 +28,7 @@ from foundation.benchmarks.contestants import PEERS, absent, code_hash, parse_pe
 from foundation.benchmarks.crystals import encoder_config
 from foundation.benchmarks.growth import batch_ladder, exponent, measure_growth
 from foundation.benchmarks.ours import Ours
+from foundation.benchmarks.ours_folds import train_folds
 from foundation.benchmarks.peers.contest import Contestant, Crystals
 from foundation.benchmarks.peers.timing import answer_rounds
 from foundation.benchmarks.peers.training import MovingAverage, rate_factor, train_for
@@ -124,6 +125,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_error(crystals: Cryst
     result = train_for(broken, crystals, training_job())
     assert result["steps"] == 1
     assert result["mae"] is None
+
+
+def test_folds_share_one_budget_and_never_see_who_judges(crystals: Crystals, task: Task) -> None:
+    settings = {"encoder": TINY_ENCODER, "cutoff": None}
+    result = train_folds(crystals, training_job(budget=6.0, **settings))
+    assert 4.0 < result["seconds"] <= 6.6
+    assert result["mae"] < 0.5 * task.baselines()["median predictor"]
+    assert sum(result["weights"].values()) == pytest.approx(1.0)
+    hidden = np.where(crystals.part == JUDGE, 1e9, crystals.target)
+    blind = train_folds(replace(crystals, target=hidden), training_job(budget=6.0, **settings))
+    assert blind["mae"] == pytest.approx(1e9, rel=1e-3)
 
 
 # Cells

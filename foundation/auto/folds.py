@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +88,13 @@ def cut(data: CrystalDataModule, count: int, seed: int, option: str = "--auto.fo
     check_varied(name, data)
     if count < 2:
         raise InputError(f"{option} {count}: give at least 2")
-    fold = np.empty(len(rows), dtype=np.int64)
+    return Folds(data, rows, labels, cut_by_formula(formulas, count, seed))
+
+
+def cut_by_formula(formulas: Sequence[str], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """[n] the fold of each of n crystals, no formula in two of them."""
+    fold = np.empty(len(formulas), dtype=np.int64)
     splitter = GroupKFold(count, shuffle=True, random_state=seed)
-    for number, (_, held) in enumerate(splitter.split(rows, groups=formulas)):
+    for number, (_, held) in enumerate(splitter.split(fold, groups=formulas)):
         fold[held] = number
-    return Folds(data, rows, labels, fold)
+    return fold

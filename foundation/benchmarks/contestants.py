@@ -15,7 +15,8 @@ from typing import IO, Any
 from datamodules.errors import InputError
 
 PEERS = ("nequip", "alignn")
-OURS = "ours"
+OURS, OURS_FOLDS = "ours", "ours_folds"
+_MODULES = {OURS: "foundation.benchmarks.ours", OURS_FOLDS: "foundation.benchmarks.ours_folds"}
 _HERE = Path(__file__).parent
 
 
@@ -48,9 +49,10 @@ def absent(peers: Mapping[str, str]) -> list[str]:
 def code_hash(model: str) -> str:
     """Hash of the sources that a model's result depends on; results of other code do not count."""
     folders = [_HERE / "peers"]
-    if model == OURS:
+    if model in _MODULES:
         root = _HERE.parent.parent
-        folders += [root / "foundation" / "encoder", root / "heads", root / "datamodules"]
+        folders += [root / "foundation" / name for name in ("encoder", "classical")]
+        folders += [root / "heads", root / "datamodules"]
     files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -71,8 +73,8 @@ def environment(threads: int, cache: Path) -> dict[str, str]:
 
 def start(model: str, peers: Mapping[str, str], threads: int, cache: Path, log: IO[str]) -> subprocess.Popen[str]:
     """Start a contestant's process, which waits for its job."""
-    if model == OURS:
-        command, folder = [sys.executable, "-m", "foundation.benchmarks.ours"], _HERE.parent.parent
+    if model in _MODULES:
+        command, folder = [sys.executable, "-m", _MODULES[model]], _HERE.parent.parent
     else:
         command, folder = [peers[model], "-m", f"peers.{model}"], _HERE
     return subprocess.Popen(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from .contest import Clock, Contestant, Crystals, Forward, Rows, optimizer_of, peak_memory
+
+Predictor = Callable[[Rows], npt.NDArray[np.float64]]
 
 
 def rate_factor(progress: float, warmup: float) -> float:
@@ -48,22 +51,47 @@ class MovingAverage:
 
 
 def train_for(contestant: Contestant, crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
-    """Train for a budget, then judge the averaged weights.
-
-    Graphs of the training crystals and compilation are part of the budget; judging is not. The schedule spans what
-    the two leave, so that a long compilation does not eat the warm-up.
+    """Train for a budget, then judge the averaged weights; judging is no part of the budget.
 
     Args:
         contestant: The model.
         crystals: The crystals.
-        job: ``budget`` (seconds), ``fit`` and ``judge`` (lists of parts), ``learning_rate``, ``weight_decay``,
-            ``warmup``, ``clip``, ``ema_decay``, ``batch_size``, ``compile``, ``seed``, ``device``.
+        job: As for ``fit_for``, and ``fit`` and ``judge`` (lists of parts).
 
     Returns:
-        ``mae`` on the judged crystals in the target's unit, NaN if training broke down, and what it took.
+        ``mae`` on the judged crystals in the target's unit, None if training broke down, and what it took.
+    """
+    model_says, found = fit_for(contestant, crystals, parts_of(crystals, job["fit"]), job)
+    judged = parts_of(crystals, job["judge"])
+    broken = found["train_loss"] is None
+    return {"mae": None if broken else float(np.abs(model_says(judged) - crystals.target[judged]).mean()), **found}
+
+
+def parts_of(crystals: Crystals, parts: list[int]) -> Rows:
+    """Rows of the crystals of these parts."""
+    return np.flatnonzero(np.isin(crystals.part, parts))
+
+
+def fit_for(
+    contestant: Contestant, crystals: Crystals, fit: Rows, job: dict[str, Any]
+) -> tuple[Predictor, dict[str, Any]]:
+    """Train on some crystals for a budget.
+
+    Their graphs and compilation are part of the budget. The schedule spans what the two leave, so that a long
+    compilation does not eat the warm-up.
+
+    Args:
+        contestant: The model.
+        crystals: The crystals.
+        fit: Rows of those that train.
+        job: ``budget`` (seconds), ``learning_rate``, ``weight_decay``, ``warmup``, ``clip``, ``ema_decay``,
+            ``batch_size``, ``compile``, ``seed``, ``device``.
+
+    Returns:
+        What predicts rows by the averaged weights, in the target's unit, and what it took; ``train_loss`` is None if
+        training broke down.
     """
     clock = Clock(job["device"])
-    fit = np.flatnonzero(np.isin(crystals.part, job["fit"]))
     mean, spread = float(crystals.target[fit].mean()), float(crystals.target[fit].std())
     goal = torch.tensor((crystals.target - mean) / spread, dtype=torch.float32, device=job["device"])
     contestant.model.train()
@@ -78,10 +106,12 @@ def train_for(contestant: Contestant, crystals: Crystals, job: dict[str, Any]) -
     used = clock.seconds()
     if steps == 0:
         raise SystemExit(f"the budget of {job['budget']:g} s was over before the first step")
-    judged = np.flatnonzero(np.isin(crystals.part, job["judge"]))
-    predicted = predict(contestant, judged, job["batch_size"]) * spread + mean
-    return {
-        "mae": float(np.abs(predicted.numpy() - crystals.target[judged]).mean()) if math.isfinite(loss) else None,
+
+    def model_says(rows: Rows) -> npt.NDArray[np.float64]:
+        said: npt.NDArray[np.float64] = predict(contestant, rows, job["batch_size"]).numpy() * spread + mean
+        return said
+
+    return model_says, {
         "steps": steps,
         "epochs": steps * job["batch_size"] / len(fit),
         "train_loss": loss if math.isfinite(loss) else None,

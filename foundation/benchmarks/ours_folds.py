@@ -1,0 +1,94 @@
+"""Our encoder as `foundation adapt --folds 5` uses it: five models, each without a fifth, mixed with a forest.
+
+``python -m foundation.benchmarks.ours_folds`` does one job of training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from datamodules.matching import reduced_formula
+from datamodules.properties import Property
+from foundation.auto.folds import cut_by_formula
+from foundation.benchmarks.ours import Ours
+from foundation.benchmarks.peers.contest import Clock, Crystals, Rows, say
+from foundation.benchmarks.peers.training import fit_for, parts_of
+from foundation.blending import GRID, mixtures
+from foundation.classical.descriptors import describe_batch
+from foundation.classical.forest import fit_forest
+from foundation.process import keep_freed_memory
+
+COUNT = 5
+_TARGET = Property("target")
+
+
+def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
+    """Train the models one after another within one budget, then judge the mean of their mixtures.
+
+    Graphs, descriptors, forests and what is predicted to find the weights are part of the budget; judging is not.
+
+    Args:
+        crystals: The crystals.
+        job: As ``train_for`` of the peers takes it.
+
+    Returns:
+        What ``train_for`` returns, with the ``weights`` of encoder, forest and median.
+    """
+    clock, judging = Clock(job["device"]), 0.0
+    fit, judged = parts_of(crystals, job["fit"]), parts_of(crystals, job["judge"])
+    formulas = [reduced_formula(crystals.numbers[crystals.atoms(row)]) for row in fit.tolist()]
+    fold = cut_by_formula(formulas, COUNT, job["seed"])
+    target = crystals.target[fit]
+    descriptors = _described(crystals, fit, job)
+    begin = clock.seconds()
+    judged_descriptors = _described(crystals, judged, job)
+    judging += clock.seconds() - begin
+    own, others = [np.empty((3, len(fit))), []]
+    took = []
+    for number in range(COUNT):
+        torch.manual_seed(job["seed"] + number)
+        left, held = fold != number, fold == number
+        forest = fit_forest(descriptors[left], target[left], _TARGET, seed=number)
+        share = (job["budget"] - (clock.seconds() - judging)) / (COUNT - number)
+        contestant = Ours(crystals, job)
+        contestant.model.to(job["device"])
+        model_says, found = fit_for(contestant, crystals, fit[left], {**job, "budget": share})
+        median = float(np.median(target[left]))
+        own[:, held] = [model_says(fit[held]), forest.physical(descriptors[held], _TARGET), np.full(held.sum(), median)]
+        took.append(found)
+        begin = clock.seconds()
+        forest_says = forest.physical(judged_descriptors, _TARGET)
+        others.append(np.stack([model_says(judged), forest_says, np.full(len(judged), median)]))
+        judging += clock.seconds() - begin
+    best = int(np.abs(mixtures(own[0], own[1], own[2], _TARGET) - target).mean(axis=1).argmin())
+    predicted = np.mean([mixtures(each[0], each[1], each[2], _TARGET)[best] for each in others], axis=0)
+    broken = any(found["train_loss"] is None for found in took)
+    return {
+        **took[-1],
+        "mae": None if broken else float(np.abs(predicted - crystals.target[judged]).mean()),
+        **{name: sum(found[name] for found in took) for name in ("steps", "graph_seconds", "setup_seconds")},
+        "seconds": clock.seconds() - judging,
+        "weights": GRID[best]._asdict(),
+    }
+
+
+def _described(crystals: Crystals, rows: Rows, job: dict[str, Any]) -> pd.DataFrame:
+    """[K, D] descriptors of these crystals."""
+    ours = Ours(crystals, job)
+    ours.prepare(rows)
+    return describe_batch(ours.collate(rows).to("cpu"), ours.module.encoder.recipe)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_default_dtype(torch.float32)
+    keep_freed_memory()
+    job = json.loads(sys.stdin.readline())
+    say(train_folds(Crystals.load(job["data"]), job))
