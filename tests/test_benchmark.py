@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_error(crystals: Cryst
 
 
 def test_folds_share_one_budget_and_never_see_who_judges(crystals: Crystals, task: Task) -> None:
-    settings = {"encoder": TINY_ENCODER, "cutoff": None}
+    settings = {"encoder": TINY_ENCODER, "cutoff": None, "cuts": 2}
     result = train_folds(crystals, training_job(budget=6.0, **settings))
     assert 4.0 < result["seconds"] <= 6.6
     assert result["mae"] < 0.5 * task.baselines()["median predictor"]

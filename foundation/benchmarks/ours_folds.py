@@ -32,11 +32,13 @@ _TARGET = Property("target")
 def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     """Train the models one after another within one budget, then judge the mean of their mixtures.
 
-    Graphs, descriptors, forests and what is predicted to find the weights are part of the budget; judging is not.
+    Of a longer budget other cuts into folds get a part each: a few hundred crystals are learned by heart in minutes,
+    and more models help where longer training harms. Graphs, descriptors, forests and what is predicted to find the
+    weights are part of the budget; judging is not.
 
     Args:
         crystals: The crystals.
-        job: As ``train_for`` of the peers takes it.
+        job: As ``train_for`` of the peers takes it, and ``cuts``, how often the crystals are cut into folds.
 
     Returns:
         What ``train_for`` returns, with the ``weights`` of encoder, forest and median.
@@ -44,31 +46,33 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     clock, judging = Clock(job["device"]), 0.0
     fit, judged = parts_of(crystals, job["fit"]), parts_of(crystals, job["judge"])
     formulas = [reduced_formula(crystals.numbers[crystals.atoms(row)]) for row in fit.tolist()]
-    fold = cut_by_formula(formulas, COUNT, job["seed"])
     target = crystals.target[fit]
     descriptors = _described(crystals, fit, job)
     begin = clock.seconds()
     judged_descriptors = _described(crystals, judged, job)
     judging += clock.seconds() - begin
-    own, others = [np.empty((3, len(fit))), []]
+    own, others = np.zeros((3, len(fit))), []
     took = []
-    for number in range(COUNT):
-        torch.manual_seed(job["seed"] + number)
-        left, held = fold != number, fold == number
-        forest = fit_forest(descriptors[left], target[left], _TARGET, seed=number)
-        share = (job["budget"] - (clock.seconds() - judging)) / (COUNT - number)
+    for number in range(job["cuts"] * COUNT):
+        seed = job["seed"] + number
+        torch.manual_seed(seed)
+        held = cut_by_formula(formulas, COUNT, job["seed"] + number // COUNT) == number % COUNT
+        forest = fit_forest(descriptors[~held], target[~held], _TARGET, seed=seed)
+        share = (job["budget"] - (clock.seconds() - judging)) / (job["cuts"] * COUNT - number)
         contestant = Ours(crystals, job)
         contestant.model.to(job["device"])
-        model_says, found = fit_for(contestant, crystals, fit[left], {**job, "budget": share})
-        median = float(np.median(target[left]))
-        own[:, held] = [model_says(fit[held]), forest.physical(descriptors[held], _TARGET), np.full(held.sum(), median)]
+        model_says, found = fit_for(contestant, crystals, fit[~held], {**job, "budget": share, "seed": seed})
+        median = float(np.median(target[~held]))
+        three = [model_says(fit[held]), forest.physical(descriptors[held], _TARGET), np.full(held.sum(), median)]
+        own[:, held] += np.array(three) / job["cuts"]
         took.append(found)
         begin = clock.seconds()
         forest_says = forest.physical(judged_descriptors, _TARGET)
-        others.append(np.stack([model_says(judged), forest_says, np.full(len(judged), median)]))
+        others.append([model_says(judged), forest_says, np.full(len(judged), median)])
         judging += clock.seconds() - begin
     best = int(np.abs(mixtures(own[0], own[1], own[2], _TARGET) - target).mean(axis=1).argmin())
-    predicted = np.mean([mixtures(each[0], each[1], each[2], _TARGET)[best] for each in others], axis=0)
+    encoder, trees, medians = np.mean(others, axis=0)
+    predicted = mixtures(encoder, trees, medians, _TARGET)[best]
     broken = any(found["train_loss"] is None for found in took)
     return {
         **took[-1],
