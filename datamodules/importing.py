@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from datamodules.crystals import Crystal
@@ -21,6 +22,8 @@ from datamodules.readers import Label, Record, read_source, source_name
 from datamodules.store_writer import RESERVED, check_target, write_store
 from datamodules.validity import problem_of
 
+DOUBTFUL = 10  # labels of one source that contradict one another before it is said
+
 
 @dataclass
 class ImportResult:
@@ -29,12 +32,12 @@ class ImportResult:
     Attributes:
         manifest: The store's manifest; None if no record succeeded and nothing was written.
         rejected: Rows (source, index, id, reason, detail) of refused records and labels.
-        warning: One line for the user about missing units, or None.
+        warnings: Lines for the user: about missing units, and about records that were perhaps merged wrongly.
     """
 
     manifest: dict[str, Any] | None
     rejected: list[tuple[Any, ...]]
-    warning: str | None
+    warnings: list[str]
 
 
 @dataclass
@@ -116,6 +119,7 @@ def import_store(
     workers: int = 2,
     tolerance: float = 0.05,
     asymmetric: Asymmetric = "reject",
+    separate: bool = False,
 ) -> ImportResult:
     """Read sources and write one store.
 
@@ -129,6 +133,7 @@ def import_store(
         workers: Processes for the space groups.
         tolerance: How far a tensor may be from what its crystal's symmetry allows, relative to its largest component.
         asymmetric: Whether one that is further is rejected, counts less in training, or is kept unchecked.
+        separate: Whether every record is a crystal of its own.
 
     Raises:
         InputError: If a path, declaration, renaming or unit is wrong; nothing is written then.
@@ -148,8 +153,11 @@ def import_store(
             raise InputError(f"{path}: no records in it")
     _check_names(renames, old_names, declared, intake.schema.seen)
     if not intake.kept:
-        return ImportResult(None, intake.rejected, intake.schema.warning())
-    groups = group_same([crystal_of(record) for record in intake.kept], workers=workers)
+        return ImportResult(None, intake.rejected, _warnings(intake.schema.warning()))
+    if separate:
+        groups = np.arange(len(intake.kept))
+    else:
+        groups = group_same([crystal_of(record) for record in intake.kept], workers=workers)
     merged = merge(intake.kept, groups, intake.schema.framed())
     for record, detail in merged.other_frames:
         intake.drop_label(record, "other_frame", detail)
@@ -163,7 +171,22 @@ def import_store(
         tables={"rejected.csv": intake.rejected, "conflicts.csv": merged.conflicts},
         overwrite=overwrite,
     )
-    return ImportResult(manifest, intake.rejected, intake.schema.warning())
+    return ImportResult(manifest, intake.rejected, _warnings(intake.schema.warning(), _doubtful(merged)))
+
+
+def _warnings(*lines: str | None) -> list[str]:
+    return [line for line in lines if line is not None]
+
+
+def _doubtful(merged: Merged) -> str | None:
+    """A line where records of one and the same source were merged that mostly disagree."""
+    within = sum(owner.startswith(f"{source}:") for source, *_, owner in merged.conflicts)
+    if within < DOUBTFUL or 2 * within < merged.duplicates:
+        return None
+    return (
+        f"warning: {within} labels of records of one source taken for the same crystal differ (conflicts.csv); "
+        "where they are different ones, as slabs and defects are, import with --no-merge"
+    )
 
 
 def _check_sources(sources: Sequence[str | Path]) -> dict[str, Path]:

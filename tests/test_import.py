@@ -78,8 +78,24 @@ def test_the_same_crystal_becomes_one_row(tmp_path: Path) -> None:
     assert (conflict["property"], conflict["value"], conflict["kept"]) == ("energy", "-2.9", "-3.0")
     assert (conflict["source"], conflict["id"], conflict["kept_from"]) == ("b", "9", "a:1")
     assert [source["name"] for source in store.manifest["sources"]] == ["a", "b"]
-    assert result.warning is not None
-    assert "a: gap (no unit), energy (no unit); b: gap" in result.warning
+    (warning,) = result.warnings
+    assert "a: gap (no unit), energy (no unit); b: gap" in warning
+
+
+def test_different_crystals_that_look_alike_are_told_of_and_kept_apart(tmp_path: Path) -> None:
+    """Facets of one metal: equal formula and space group, and vacuum makes their volumes alike."""
+    slabs = lines(tmp_path / "slabs.jsonl", *(entry(salt(), str(place), work=float(place)) for place in range(12)))
+    merged = import_store([slabs], tmp_path / "merged", ["work:eV"], workers=1)
+    assert merged.manifest is not None
+    assert merged.manifest["counts"]["crystals"] == 1
+    (warning,) = merged.warnings
+    assert warning.startswith("warning: 11 labels of records of one source")
+    assert "--no-merge" in warning
+    apart = import_store([slabs], tmp_path / "apart", ["work:eV"], workers=1, separate=True)
+    assert apart.warnings == []
+    store = CrystalStore.open(tmp_path / "apart")
+    assert store.labels(["work"])[:, 0].tolist() == list(range(12))
+    assert store.manifest["counts"]["merged"] == 0
 
 
 def test_nested_labels_stay_with_their_own_structure(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("reject", "downweight", "keep"),
         help="what becomes of a tensor that is further",
     )
+    read.add_argument("--no-merge", action="store_true", help="every record is a row of its own, as for slabs")
     read.add_argument("--overwrite", action="store_true", help="replace a store that stands at STORE")
     tell = commands.add_parser("info", help="say what is in a store", description="Say what is in a store.")
     tell.add_argument("store", metavar="STORE")
@@ -59,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the sub-command that was asked for and return the exit code."""
     if args.data_command == "info":
         return info(args.store)
-    symmetry = {"tolerance": args.symmetry_tolerance, "asymmetric": args.asymmetric}
+    others = {"tolerance": args.symmetry_tolerance, "asymmetric": args.asymmetric, "separate": args.no_merge}
     return import_sources(
-        args.sources, args.out, args.properties, args.structure_column, args.maps, args.overwrite, **symmetry
+        args.sources, args.out, args.properties, args.structure_column, args.maps, args.overwrite, **others
     )
 
 
@@ -72,7 +73,7 @@ def import_sources(
     structure_column: str | None = None,
     maps: Sequence[str] = (),
     overwrite: bool = False,
-    **symmetry: Any,
+    **others: Any,
 ) -> int:
     """Import sources into a store and print what became of them.
 
@@ -85,9 +86,9 @@ def import_sources(
     from datamodules.importing import import_store
     from datamodules.store import CrystalStore
 
-    result = import_store(sources, out, properties, structure_column, maps, overwrite, **symmetry)
-    if result.warning is not None:
-        print(result.warning, file=sys.stderr)
+    result = import_store(sources, out, properties, structure_column, maps, overwrite, **others)
+    for line in result.warnings:
+        print(line, file=sys.stderr)
     if result.manifest is None:
         reasons = Counter(row[3] for row in result.rejected)
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
