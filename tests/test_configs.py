@@ -11,6 +11,7 @@ import yaml
 from conftest import Command
 
 from datamodules.datamodule import CrystalDataModule
+from foundation.commands import adapt
 from foundation.paths import shipped_configs
 from foundation.training.module import MultiTaskModule
 from foundation.training.run import RunSettings
@@ -41,6 +42,8 @@ def built(monkeypatch: pytest.MonkeyPatch, tiny_store: Path, tmp_path: Path) -> 
 
     monkeypatch.setattr("foundation.commands.pretrain.train", keep)
     monkeypatch.setattr("foundation.commands.adapt.train", keep)
+    # Whether auto takes folds hangs on the time that it found; folds need models that have trained.
+    monkeypatch.setattr("foundation.commands.adapt._adapt_folds", adapt._adapt_once)
     return made
 
 

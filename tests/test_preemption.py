@@ -158,7 +158,7 @@ def test_a_job_is_requeued_and_finds_its_run_by_itself(
     assert f"stopped before its first step by SIGTERM; having job {job} started again" in run.printed()
     assert_the_same(tmp_path, whole[1], 1)
     recorded = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert len({path.name.rsplit("-", 1)[1] for path in recorded}) == 1
+    assert len({path.name.split("-")[3] for path in recorded}) == 1
 
 
 def test_who_is_cancelled_does_not_come_back(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ def test_a_resumed_run_keeps_its_id_and_a_fresh_one_gets_another(
     more = ["--resume", tmp_path / "run" / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 2]
     assert foundation(*words, *more).code == 0
     records = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert [record.name.rsplit("-", 1)[1] for record in records] == [kept.strip()] * 2
+    # offline-run-TIME-ID, and -1 behind it where two begin in one second
+    assert [record.name.split("-")[3] for record in records] == [kept.strip()] * 2
     assert foundation(*words, "--trainer.max_epochs", 1, "--overwrite", "true").code == 0
     assert (tmp_path / "run" / FILE).read_text() != kept
 

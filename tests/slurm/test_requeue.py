@@ -149,7 +149,7 @@ def test_requeued_at_random_moments(whole: Run, tiny_store: Path, tmp_path: Path
     same_as(whole, run)
     recorded = [path.name for path in run.out.glob("pretrain-*/wandb/offline-run-*")]
     assert len(recorded) == REQUEUES + 1
-    assert len({name.rsplit("-", 1)[1] for name in recorded}) == 1
+    assert len({name.split("-")[3] for name in recorded}) == 1
 
 
 def test_a_run_longer_than_its_time_limit(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
