@@ -164,7 +164,7 @@ def test_a_run_longer_than_its_time_limit(whole: Run, tiny_store: Path, tmp_path
 def test_preempted_by_a_job_of_another_partition(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
     if "urgent" not in slurm("sinfo", "-h", "-o", "%R").split():
         pytest.skip("no partition 'urgent' whose jobs take the place of others")
-    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", "--nodes=2")
+    run = Run(tiny_store, tmp_path / "run", "--nodes=2", "--ntasks-per-node=1")
     run.trains()
     words = ["--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.txt"]
     urgent = slurm("sbatch", *words, "--wrap", "sleep 5")
