@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,7 @@ def import_store(
     declared = [parse_property(text) for text in properties]
     paths = _check_sources(sources)
     intake = _Intake(LabelSchema(declared), tolerance, asymmetric)
-    old_names: set[str] = set()
-    for name, path in paths.items():
-        before = intake.read
-        for record in tqdm(read_source(path, structure_column), desc=f"reading {name}", unit=" records", disable=None):
-            old_names |= record.labels.keys()
-            intake.take(record, renames)
-        if intake.read == before:
-            raise InputError(f"{path}: no records in it")
+    old_names = _take_all(intake, paths, structure_column, renames)
     _check_names(renames, old_names, declared, intake.schema.seen)
     if not intake.kept:
         return ImportResult(None, intake.rejected, _warnings(intake.schema.warning()))
@@ -172,6 +165,25 @@ def import_store(
         overwrite=overwrite,
     )
     return ImportResult(manifest, intake.rejected, _warnings(intake.schema.warning(), _doubtful(merged)))
+
+
+def _take_all(
+    intake: _Intake, paths: Mapping[str, Path], structure_column: str | None, renames: dict[str, str]
+) -> set[str]:
+    """Take in every record; the names that labels have in the sources.
+
+    Raises:
+        InputError: If a source holds no record.
+    """
+    old_names: set[str] = set()
+    for name, path in paths.items():
+        before = intake.read
+        for record in tqdm(read_source(path, structure_column), desc=f"reading {name}", unit=" records", disable=None):
+            old_names |= record.labels.keys()
+            intake.take(record, renames)
+        if intake.read == before:
+            raise InputError(f"{path}: no records in it")
+    return old_names
 
 
 def _warnings(*lines: str | None) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from datamodules.errors import InputError
-from foundation.process import is_first_process
+from foundation.process import is_first_process, keep_freed_memory
 from foundation.stopping import Preempted, held_signals
 
 COMMANDS = {
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if words[0] not in COMMANDS:
             raise InputError(f"no command {words[0]!r}; commands are {', '.join(COMMANDS)}")
+        keep_freed_memory()
         with held_signals() if words[0] in _SAVING else nullcontext():
             code: int = importlib.import_module(f"foundation.commands.{words[0]}").main(words[1:])
         return code

@@ -46,15 +46,18 @@ def begin_like_kindred(module: MultiTaskModule, name: str, checkpoint: Checkpoin
     rows, labels = data.training_labels(name)
     if not isinstance(head, ScalarHead) or len(rows) < MIN_LABELS:
         return ""
-    goal = ((head.transformed(labels) - head.mean) / head.scale).numpy()
     with isolate_rng():  # whether or not one is found, what is random goes on as it would have
         source = checkpoint.build()
+    candidates = {
+        other: old for other, old in source.named_heads() if isinstance(old, ScalarHead) and _alike(old, head)
+    }
+    if not candidates:
+        return ""
+    goal = ((head.transformed(labels) - head.mean) / head.scale).numpy()
     said = Ensemble([source]).predict_graphs(data.graphs, rows)
     worst = median_mae(goal)
     best, kindred = MOST_ERROR * worst, None
-    for other, old in source.named_heads():
-        if not isinstance(old, ScalarHead) or not _alike(old, head):
-            continue
+    for other, old in candidates.items():
         raw = ((old.transformed(torch.from_numpy(said[other][:, 0])) - old.mean) / old.scale).numpy()
         error = leave_one_out_of_line(raw, goal)
         if error < best and pearsonr(raw, goal).pvalue < MOST_CHANCE:

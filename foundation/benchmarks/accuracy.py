@@ -166,7 +166,7 @@ def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
     }
     if cell.model == OURS_FOLDS:  # a model of these has the same time at every budget
         job |= {"cuts": max(1, round(cell.budget / plan.budgets[0]))}
-    return {**job, "encoder": plan.encoder, "cutoff": None} if cell.model in (OURS, OURS_FOLDS) else job
+    return {**job, "encoder": plan.encoder, "cutoff": None} if cell.model not in PEERS else job
 
 
 def _run_cell(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from datamodules.errors import InputError
 PEERS = ("nequip", "alignn")
 OURS, OURS_FOLDS = "ours", "ours_folds"
 _MODULES = {OURS: "foundation.benchmarks.ours", OURS_FOLDS: "foundation.benchmarks.ours_folds"}
+_OURS = ("foundation/encoder", "heads", "datamodules", "foundation/benchmarks/ours.py")
+_BLEND = ("foundation/auto/folds.py", "foundation/blending.py", "foundation/classical")
+_SOURCES = {OURS: _OURS, OURS_FOLDS: (*_OURS, *_BLEND, "foundation/benchmarks/ours_folds.py")}
 _HERE = Path(__file__).parent
 
 
@@ -48,12 +51,8 @@ def absent(peers: Mapping[str, str]) -> list[str]:
 
 def code_hash(model: str) -> str:
     """Hash of the sources that a model's result depends on; results of other code do not count."""
-    folders = [_HERE / "peers"]
-    if model in _MODULES:
-        root = _HERE.parent.parent
-        folders += [root / "foundation" / name for name in ("encoder", "classical")]
-        folders += [root / "heads", root / "datamodules"]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    places = [_HERE / "peers", *(_HERE.parent.parent / place for place in _SOURCES.get(model, ()))]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.glob("*.py")))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -19,10 +20,10 @@ from datamodules.properties import Property
 from foundation.auto.folds import cut_by_formula
 from foundation.benchmarks.ours import Ours
 from foundation.benchmarks.peers.contest import Clock, Crystals, Rows, say
-from foundation.benchmarks.peers.training import fit_for, parts_of
+from foundation.benchmarks.peers.training import Predictor, fit_for, parts_of
 from foundation.blending import GRID, mixtures
-from foundation.classical.descriptors import describe_batch
-from foundation.classical.forest import fit_forest
+from foundation.classical.descriptors import describe_graphs
+from foundation.classical.forest import Forest, fit_forest
 from foundation.process import keep_freed_memory
 
 COUNT = 5
@@ -62,13 +63,11 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
         contestant = Ours(crystals, job)
         contestant.model.to(job["device"])
         model_says, found = fit_for(contestant, crystals, fit[~held], {**job, "budget": share, "seed": seed})
-        median = float(np.median(target[~held]))
-        three = [model_says(fit[held]), forest.physical(descriptors[held], _TARGET), np.full(held.sum(), median)]
-        own[:, held] += np.array(three) / job["cuts"]
         took.append(found)
+        says = _Three(model_says, forest, float(np.median(target[~held])))
+        own[:, held] += says(fit[held], descriptors[held]) / job["cuts"]
         begin = clock.seconds()
-        forest_says = forest.physical(judged_descriptors, _TARGET)
-        others.append([model_says(judged), forest_says, np.full(len(judged), median)])
+        others.append(says(judged, judged_descriptors))
         judging += clock.seconds() - begin
     best = int(np.abs(mixtures(own[0], own[1], own[2], _TARGET) - target).mean(axis=1).argmin())
     encoder, trees, medians = np.mean(others, axis=0)
@@ -83,11 +82,26 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class _Three(NamedTuple):
+    """What is mixed: a model, a forest, and the median of the labels that both were fitted to."""
+
+    model_says: Predictor
+    forest: Forest
+    median: float
+
+    def __call__(self, rows: Rows, descriptors: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """[3, K] for these crystals."""
+        return np.array(
+            [self.model_says(rows), self.forest.physical(descriptors, _TARGET), np.full(len(rows), self.median)]
+        )
+
+
 def _described(crystals: Crystals, rows: Rows, job: dict[str, Any]) -> pd.DataFrame:
     """[K, D] descriptors of these crystals."""
     ours = Ours(crystals, job)
     ours.prepare(rows)
-    return describe_batch(ours.collate(rows).to("cpu"), ours.module.encoder.recipe)
+    assert ours.graphs is not None
+    return describe_graphs(ours.graphs, ours.place[rows], ours.module.encoder.recipe)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from datamodules.batching import CrystalBatch
+from datamodules.batching import CrystalBatch, GraphArrays
 from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
 from foundation.encoder.elements import NUM_ELEMENTS, element_properties
@@ -41,10 +41,14 @@ def describe(data: CrystalDataModule, rows: npt.ArrayLike) -> pd.DataFrame:
     Returns:
         [K, D] float64, a named column per descriptor, indexed by row.
     """
-    rows = np.asarray(rows, dtype=np.int64)
+    return describe_graphs(data.graphs, np.asarray(rows, dtype=np.int64), data.recipe)
+
+
+def describe_graphs(graphs: GraphArrays, rows: Ints, recipe: NeighborRecipe) -> pd.DataFrame:
+    """[K] rows of graphs that were made by this recipe -> the same."""
     starts = range(0, max(len(rows), 1), CHUNK)
     chunks = tqdm(starts, desc="descriptors", unit=f" x {CHUNK} crystals", disable=None, delay=2)
-    parts = [describe_batch(data.graphs.gather(rows[start : start + CHUNK]), data.recipe) for start in chunks]
+    parts = [describe_batch(graphs.gather(rows[start : start + CHUNK]), recipe) for start in chunks]
     return pd.concat(parts).set_index(pd.Index(rows, name="row"))
 
 

@@ -112,10 +112,8 @@ def main(words: Sequence[str]) -> int:
     else:
         args = parser().parse_args(words)
     from foundation.benchmarks.machine import check_device
-    from foundation.process import keep_freed_memory
 
     check_device(args.device)
-    keep_freed_memory()  # as training and predicting do
     code: int = args.work(args)
     return code
 

@@ -14,7 +14,6 @@ from foundation.commands.pretrain import make_module
 from foundation.commands.pretrain import parser as pretrain_parser
 from foundation.commands.report import print_table
 from foundation.planning import GIB, Machine, Probe, plan, probe
-from foundation.process import keep_freed_memory
 
 SIZES = (4, 8, 16, 32)
 
@@ -57,7 +56,6 @@ def main(words: Sequence[str]) -> int:
         rate=config.rate,
     )
     crystals = config.crystals or len(data.split.train)
-    keep_freed_memory()  # as training does
     found = probe(module, data, device, SIZES)
     made = plan(found, machine, data, crystals)
     _print(made, machine, found, data, crystals, torch.cuda.get_device_name() if cuda else "this processor")

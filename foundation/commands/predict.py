@@ -42,7 +42,6 @@ def main(words: Sequence[str]) -> int:
     from foundation.columns import Columns
     from foundation.inference import Ensemble
     from foundation.prediction import FIXED, PREDICTED, prediction_rows
-    from foundation.process import keep_freed_memory
 
     paths = _expand(args.paths)
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
@@ -53,7 +52,6 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"--out {out}: there is no folder {out.parent}")
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     counts: dict[str, int] = {}
-    keep_freed_memory()
     try:
         with (
             temporary.open("w", newline="") as file,

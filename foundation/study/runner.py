@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from foundation.process import keep_freed_memory
 from foundation.study.cells import FAILED, OK, compute, finished, job_of, record, row_of
 from foundation.study.grid import Cell
 from foundation.study.locks import Busy, holder_pid, release_dead
@@ -153,6 +154,7 @@ def _run_processes(plan: Plan, grid: Sequence[Cell], own: Sequence[Cell], jobs: 
 
 
 def _worker(plan: Plan, grid: Sequence[Cell], own: Sequence[Cell]) -> None:
+    keep_freed_memory()  # a new process, which did not come by the command
     with leaving_cleanly():
         work(plan, grid, own, lambda: None)
 

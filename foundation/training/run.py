@@ -24,7 +24,7 @@ from foundation.files import write_json, write_text
 from foundation.inference import Ensemble, evaluate
 from foundation.largest_errors import largest_errors
 from foundation.manifest import with_data
-from foundation.process import is_first_process, keep_freed_memory
+from foundation.process import is_first_process
 from foundation.resuming import NEVER, step_of
 from foundation.slurm.job import Job
 from foundation.stopping import asked_to_stop
@@ -136,7 +136,6 @@ def train(
         InputError: If this machine cannot compile and is told to, or the precision is too low.
         Preempted: If a signal asked the run to stop; it has been saved.
     """
-    keep_freed_memory()
     check_precision(trainer_args.get("precision"))
     if settings.compile is True:
         require_compiler()

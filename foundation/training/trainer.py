@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import Logger
 
 from datamodules.datamodule import CrystalDataModule
-from foundation.process import keep_freed_memory
 from foundation.stopping import let_go
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.checkpoint_files import AtomicCheckpointIO
@@ -60,7 +59,6 @@ def fit_quietly(
         "enable_model_summary": False,
         "limit_val_batches": 0,
     }
-    keep_freed_memory()
     callbacks = strategy.callbacks()
     if module.optimization.ema_decay > 0:
         callbacks.append(ExponentialAverage(module.optimization.ema_decay))
