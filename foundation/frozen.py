@@ -53,6 +53,7 @@ def known_features(
     graphs = data.graphs
     num_atoms = np.diff(graphs.atom_ptr)[rows]
     encoder.eval()
+    device = next(encoder.parameters()).device
     parts, total = [], 0
     for chunk in tqdm(
         cut_by_cost(rows, graphs.num_edges[rows], EDGES_PER_BATCH["cpu"]),
@@ -61,7 +62,7 @@ def known_features(
         disable=None,
         delay=2,
     ):
-        features = encoder.features_after(graphs.gather(chunk), blocks).features
+        features = [part.cpu() for part in encoder.features_after(graphs.gather(chunk).to(device), blocks).features]
         parts.append(features)
         total += sum(feature.nbytes for feature in features)
         if total / sum(len(part[0]) for part in parts) * num_atoms.sum() > MAX_BYTES:

@@ -55,6 +55,7 @@ def begin_like_kindred(module: MultiTaskModule, name: str, checkpoint: Checkpoin
         return ""
     goal = ((head.transformed(labels) - head.mean) / head.scale).numpy()
     said = Ensemble([source]).predict_graphs(data.graphs, rows)
+    source.cpu()  # back from where it predicted, to where the labels are
     worst = median_mae(goal)
     best, kindred = MOST_ERROR * worst, None
     for other, old in candidates.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from testing import TINY_ENCODER
@@ -21,12 +23,13 @@ from datamodules.crystals import as_crystal
 from datamodules.errors import InputError
 from datamodules.matching import reduced_formula
 from datamodules.properties import KNOWN
-from foundation.benchmarks import accuracy, full
+from foundation.benchmarks import accuracy, full, rates
 from foundation.benchmarks.accuracy import Cell, Plan, best_rate, compare, job_of, rates_at_the_edge
 from foundation.benchmarks.accuracy_report import report
 from foundation.benchmarks.contestants import PEERS, absent, code_hash, parse_peers, run_job
 from foundation.benchmarks.crystals import encoder_config
 from foundation.benchmarks.growth import batch_ladder, exponent, measure_growth
+from foundation.benchmarks.kernels import dominant_kernels, measure_kernels
 from foundation.benchmarks.ours import Ours
 from foundation.benchmarks.ours_folds import train_folds
 from foundation.benchmarks.peers.contest import Contestant, Crystals
@@ -228,7 +231,7 @@ def test_one_run_in_a_process_of_its_own(plan: Plan, task: Task, tmp_path: Path)
     result = run_job("ours", {}, {**training_job(budget=1.0), **job, "threads": 1}, log)
     assert result is not None, log.read_text()
     assert result["steps"] > 0
-    assert run_job("ours", {}, {**job, "threads": 1}, log) is None
+    assert run_job("ours", {}, {**job, "threads": 1, "device": "cpu"}, log) is None
     assert "KeyError" in log.read_text()
 
 
@@ -360,6 +363,47 @@ def test_the_full_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pyte
         assert 0 < step["share_of_matrix_product_rate"] < 1
         assert len(step["dominant"]) == 3
         assert 0 <= step["off_processor_share_of_wall_time"] <= 1
+
+
+def test_shares_of_peak_are_weighted_by_the_time_of_each_launch() -> None:
+    counted = "smsp__sass_thread_inst_executed_op_{}_pred_on.sum.per_cycle_elapsed"
+    add, multiply, both = (counted.format(operation) for operation in ("fadd", "fmul", "ffma"))
+    table = pd.DataFrame(
+        {
+            "ID": ["", 0, 1, 2],
+            "Kernel Name": ["", "gemm", "add", "gemm"],
+            "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": ["%", 50.0, 80.0, 10.0],
+            "gpu__time_duration.sum": ["ns", "3,000", "500", "1,000"],
+            "sm__sass_thread_inst_executed_op_ffma_pred_on.sum.peak_sustained": ["inst/cycle", *3 * ["16,000"]],
+            add: ["inst/cycle", 0, 320, 0],
+            multiply: ["inst/cycle", 0, 0, 0],
+            both: ["inst/cycle", "8,000", 0, "4,000"],
+        }
+    )
+    printed = "==PROF== Connected\n" + table.to_csv(index=False, quoting=csv.QUOTE_ALL)
+    one, other = dominant_kernels(printed, 2)
+    assert one == {"name": "gemm", "launches": 2, "share": pytest.approx(4000 / 4500)} | {
+        "bandwidth": pytest.approx((0.5 * 3000 + 0.1 * 1000) / 4000),
+        "arithmetic": pytest.approx((0.5 * 3000 + 0.25 * 1000) / 4000),
+    }
+    assert other["name"] == "add"
+    assert other["arithmetic"] == pytest.approx(320 / 32_000)
+    assert dominant_kernels(printed, 1) == [one]
+
+
+def test_without_a_profiler_kernels_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert measure_kernels(None, 32, compile=False) == "there is no ncu on the PATH (NVIDIA Nsight Compute)"
+
+
+@pytest.mark.parametrize("batch_size", [16, 1000])
+def test_rates_of_any_batch_size(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = KNOWN["formation_energy_per_atom"]
+    spec = ModelSpec(TINY_ENCODER, {target.name: HeadSpec("heads.ScalarHead", {}, target)})
+    monkeypatch.setattr(rates, "benchmark_spec", lambda: spec)
+    found = rates.run_benchmark(None, "cpu", batch_size)
+    assert found["train"]["batch_size"] == min(batch_size, len(list(starts())))
+    assert found["train"]["crystals_per_cpu_second"] > 0
 
 
 # Peers

@@ -56,22 +56,24 @@ def code_hash(model: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def environment(threads: int, cache: Path) -> dict[str, str]:
+def environment(threads: int, device: str, cache: Path) -> dict[str, str]:
     """Variables of a contestant's process.
 
-    Compilers run inside it, one at a time, so that their processor time is counted, and start from an empty cache.
+    Compilers start from an empty cache; where processor time counts, they run inside the process, one at a time.
     """
-    return {
+    made = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
     }
+    return {**made, "TORCHINDUCTOR_COMPILE_THREADS": "1"} if device == "cpu" else made
 
 
-def start(model: str, peers: Mapping[str, str], threads: int, cache: Path, log: IO[str]) -> subprocess.Popen[str]:
-    """Start a contestant's process, which waits for its job."""
+def start(
+    model: str, peers: Mapping[str, str], job: Mapping[str, Any], cache: Path, log: IO[str]
+) -> subprocess.Popen[str]:
+    """Start a contestant's process for a job, which it waits for."""
     if model in _MODULES:
         command, folder = [sys.executable, "-m", _MODULES[model]], _HERE.parent.parent
     else:
@@ -79,7 +81,7 @@ def start(model: str, peers: Mapping[str, str], threads: int, cache: Path, log: 
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(threads, cache),
+        env=environment(int(job["threads"]), job["device"], cache),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -91,7 +93,7 @@ def run_job(model: str, peers: Mapping[str, str], job: Mapping[str, Any], log_fi
     """Do one job in its own process; None if it failed, and ``log_file`` says why."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="foundation-inductor-") as cache, log_file.open("w") as log:
-        process = start(model, peers, int(job["threads"]), Path(cache), log)
+        process = start(model, peers, job, Path(cache), log)
         printed, _ = process.communicate(json.dumps(job) + "\n")
     return last_result(printed) if process.returncode == 0 else None
 

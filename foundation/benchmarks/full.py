@@ -15,6 +15,7 @@ from datamodules.crystals import Crystal
 from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec
 from foundation.benchmarks.full_report import report
 from foundation.benchmarks.growth import measure_growth
+from foundation.benchmarks.kernels import measure_kernels
 from foundation.benchmarks.machine import describe
 from foundation.benchmarks.peers.contest import Clock, peak_memory
 from foundation.benchmarks.rates import STEPS, batch_rows, predicting_seconds, training_parts, wall_and_busy
@@ -25,9 +26,17 @@ from foundation.checkpoint import build_module
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 
+_KINDS = ("eager", "compiled")
+
 
 def run_full(
-    folder: Path, data: Path | None, device: str, peers: Mapping[str, str], rounds: int, max_edges: int
+    folder: Path,
+    data: Path | None,
+    device: str,
+    peers: Mapping[str, str],
+    rounds: int,
+    max_edges: int,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """Measure everything and write results.json and benchmark.png into the folder.
 
@@ -38,6 +47,7 @@ def run_full(
         peers: Interpreter of every peer that takes part.
         rounds: Rounds of the comparison.
         max_edges: Edges of the largest batch to predict.
+        batch_size: Crystals of a batch, of ours and of peers.
 
     Returns:
         What results.json holds.
@@ -46,19 +56,20 @@ def run_full(
     spec = benchmark_spec()
     results: dict[str, Any] = {
         "encoder": {"config": spec.encoder, "config_hash": spec.encoder_hash},
+        "batch_size": batch_size,
         "machine": {**describe(device), "crystals": str(data) if data else "shipped prototypes"},
     }
     threads = torch.get_num_threads()
-    results["peers"] = compare_rates(folder, _task(crystals), spec.encoder, peers, device, threads, rounds)
+    results["peers"] = compare_rates(folder, _task(crystals), spec.encoder, peers, device, threads, rounds, batch_size)
     results["ratios"] = ratios(results["peers"])
     torch.manual_seed(0)
     module = build_module(spec, Optimization()).to(device)
     graphs = build_graphs(crystals, module.encoder.recipe)
-    for name in ("eager", "compiled"):
+    for name in _KINDS:
         print(f"measuring a step, {name}", flush=True)
-        results[name] = measure_step(module, graphs, device)
+        results[name] = measure_step(module, graphs, device, batch_size)
         if name == "eager":
-            batch = graphs.gather(batch_rows(len(graphs))[0]).to(device)
+            batch = graphs.gather(batch_rows(len(graphs), batch_size)[0]).to(device)
             flops = matrix_products(step_of(module.train(), batch))
             print("measuring growth", flush=True)
             results["growth"] = measure_growth(module, graphs, crystals, device, max_edges)
@@ -67,16 +78,19 @@ def run_full(
         results[name]["matrix_product_flops"] = flops
         results[name]["matrix_product_rate"] = rate
         results[name]["share_of_matrix_product_rate"] = flops / results[name]["step_seconds"] / rate
+    if device == "cuda":
+        print("counting in the kernels of a step", flush=True)
+        results["kernels"] = {name: measure_kernels(data, batch_size, name == "compiled") for name in _KINDS}
     report(folder, results)
     return results
 
 
-def measure_step(module: MultiTaskModule, graphs: GraphArrays, device: str) -> dict[str, Any]:
+def measure_step(module: MultiTaskModule, graphs: GraphArrays, device: str, batch_size: int) -> dict[str, Any]:
     """Time split of a training step, rates, first step, memory and arithmetic of the module as it is.
 
     A compiled encoder is compiled for training; predicting runs it as it is.
     """
-    batches = batch_rows(len(graphs))[:STEPS]
+    batches = batch_rows(len(graphs), batch_size)[:STEPS]
     step = step_of(module.train(), graphs.gather(batches[0]).to(device))
     clock = Clock(device)
     step()
@@ -88,8 +102,8 @@ def measure_step(module: MultiTaskModule, graphs: GraphArrays, device: str) -> d
     result: dict[str, Any] = {
         "first_step_seconds": first,
         "step_seconds": total,
-        "train": BATCH_SIZE / total,
-        "predict": BATCH_SIZE / median(predicting_seconds(module, graphs, batches, device)),
+        "train": len(batches[0]) / total,
+        "predict": len(batches[0]) / median(predicting_seconds(module, graphs, batches, device)),
         "split": {name: value / total for name, value in seconds.items()},
         "peak_memory_mib": peak_memory(device),
     }

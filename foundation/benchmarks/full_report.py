@@ -16,6 +16,7 @@ def report(folder: Path, results: dict[str, Any]) -> None:
     _plot(folder / "benchmark.png", results)
     _print_peers(results)
     _print_step(results)
+    _print_kernels(results.get("kernels", {}))
     _print_growth(results["growth"])
 
 
@@ -58,7 +59,21 @@ def _print_step(results: dict[str, Any]) -> None:
         [f"split.{part}", *(number(results[name]["split"][part]) for name in names)]
         for part in results["eager"]["split"]
     ]
-    print_table("one training step of 32 crystals", ["figure", *names], rows)
+    print_table(f"one training step of {results['batch_size']} crystals", ["figure", *names], rows)
+
+
+def _print_kernels(kernels: dict[str, Any]) -> None:
+    for name, found in kernels.items():
+        if isinstance(found, str):
+            print(f"kernels, {name}: not measured, {found}")
+            continue
+        figures = ("launches", "share", "bandwidth", "arithmetic")
+        rows = [[kernel["name"][:60], *(number(kernel[figure]) for figure in figures)] for kernel in found]
+        print_table(
+            f"kernels that take most of a step, {name}",
+            ["kernel", "launches", "share of time", "of peak bandwidth", "of peak arithmetic"],
+            rows,
+        )
 
 
 def _print_growth(growth: dict[str, Any]) -> None:

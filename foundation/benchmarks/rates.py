@@ -24,7 +24,7 @@ STEPS = 12
 PARTS = ("data", "wait", "forward", "backward", "optimizer")
 
 
-def run_benchmark(data: Path | None, device: str = "cpu") -> dict[str, Any]:
+def run_benchmark(data: Path | None, device: str = "cpu", batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """Measure everything, in single precision.
 
     A CPU-second is process time, so other work on the machine shows little; on several threads it counts all. On a
@@ -34,6 +34,7 @@ def run_benchmark(data: Path | None, device: str = "cpu") -> dict[str, Any]:
         data: JSON-lines file of Materials Project crystals, of which every eighth is taken; None for the
             prototypes that ship, unrelaxed.
         device: "cpu" or "cuda".
+        batch_size: Crystals of a batch; all where there are fewer.
 
     Returns:
         Nested results: ``train``, ``predict``, ``graph``, ``data``, ``split``, ``encoder``, ``machine``.
@@ -45,14 +46,15 @@ def run_benchmark(data: Path | None, device: str = "cpu") -> dict[str, Any]:
     recipe = module.encoder.recipe
     graph = least_seconds(lambda: [neighbor_list(crystal, recipe) for crystal in crystals], "cpu", repeats=3)
     graphs = build_graphs(crystals, recipe)
-    batches = batch_rows(len(graphs))[:STEPS]
+    batches = batch_rows(len(graphs), batch_size)[:STEPS]
+    size = len(batches[0])
     parts = training_parts(module, graphs, batches, device)
     step = {name: median(seconds) for name, seconds in parts.items()}
     busy = sum(step.values())
     key = "crystals_per_cpu_second" if device == "cpu" else "crystals_per_second"
     return {
-        "train": {key: BATCH_SIZE / busy, "batch_size": BATCH_SIZE},
-        "predict": {key: BATCH_SIZE / median(predicting_seconds(module, graphs, batches, device))},
+        "train": {key: size / busy, "batch_size": size},
+        "predict": {key: size / median(predicting_seconds(module, graphs, batches, device))},
         "graph": {
             "crystals_per_cpu_second": len(crystals) / graph,
             "edges_per_atom": float(graphs.edge_ptr[-1] / graphs.atom_ptr[-1]),
@@ -60,7 +62,7 @@ def run_benchmark(data: Path | None, device: str = "cpu") -> dict[str, Any]:
         },
         "data": {
             "share_of_step": step["data"] / busy,
-            "cached_crystals_per_cpu_second": BATCH_SIZE / step["data"],
+            "cached_crystals_per_cpu_second": size / step["data"],
         },
         "split": {name: seconds / busy for name, seconds in step.items()},
         "encoder": {
@@ -72,8 +74,9 @@ def run_benchmark(data: Path | None, device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def batch_rows(count: int, size: int = BATCH_SIZE) -> list[Rows]:
-    """Full batches of rows, in order."""
+def batch_rows(count: int, size: int) -> list[Rows]:
+    """Full batches of rows, in order; all rows in one where there are fewer."""
+    size = min(size, count)
     return list(np.arange(count - count % size).reshape(-1, size))
 
 
@@ -91,7 +94,8 @@ def training_parts(
     optimizer = torch.optim.AdamW(module.parameters(), foreach=True)
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     clock = Clock(device)
-    for number, rows in enumerate([*batches[:2], *batches]):
+    warming = batches[:2]
+    for number, rows in enumerate([*warming, *batches]):
         marks = [clock.seconds()]
         batch = graphs.gather(rows)
         marks.append(clock.seconds())
@@ -104,7 +108,7 @@ def training_parts(
         optimizer.step()
         optimizer.zero_grad()
         marks.append(clock.seconds())
-        if number > 1:
+        if number >= len(warming):
             for part, start, stop in zip(PARTS, marks, marks[1:], strict=False):
                 parts[part].append(stop - start)
     return parts

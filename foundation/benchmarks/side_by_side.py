@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from foundation.benchmarks.contestants import OURS, start
-from foundation.benchmarks.crystals import BATCH_SIZE
 from foundation.benchmarks.tasks import Task
 
 BATCHES = 4  # of a round
@@ -58,7 +57,14 @@ ENTRIES = (
 
 
 def compare_rates(
-    folder: Path, task: Task, encoder: dict[str, Any], peers: Mapping[str, str], device: str, threads: int, rounds: int
+    folder: Path,
+    task: Task,
+    encoder: dict[str, Any],
+    peers: Mapping[str, str],
+    device: str,
+    threads: int,
+    rounds: int,
+    batch_size: int,
 ) -> list[dict[str, Any]]:
     """Measure every entry whose model is there.
 
@@ -70,6 +76,7 @@ def compare_rates(
         device: "cpu" or "cuda".
         threads: Threads of each process.
         rounds: Rounds.
+        batch_size: Crystals of a batch.
 
     Returns:
         A row per entry: ``train`` and ``predict`` in crystals per second (of the processor, or of wall time on a
@@ -79,8 +86,9 @@ def compare_rates(
     data = (folder / "data" / "rates.npz").absolute()
     task.write(data)
     entries = [entry for entry in ENTRIES if entry.model == OURS or entry.model in peers]
-    job = {"do": "time", "data": str(data), "seed": 0, "device": device, "threads": threads, "batch_size": BATCH_SIZE}
-    job["batches"] = min(BATCHES, len(task.crystals) // BATCH_SIZE)
+    job = {"do": "time", "data": str(data), "seed": 0, "device": device, "threads": threads}
+    size = min(batch_size, len(task.crystals))
+    job |= {"batch_size": size, "batches": min(BATCHES, len(task.crystals) // size)}
     rows: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in entries}
     with ExitStack() as stack:
         workers: dict[str, _Worker] = {}
@@ -111,7 +119,7 @@ class _Worker:
             logs / f"rates-{entry.model}-{entry.graph.replace(' ', '')}{'-compiled' if entry.compile else ''}.log"
         )
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foundation-inductor-")))
-        self.process = start(entry.model, peers, int(job["threads"]), cache, stack.enter_context(self.log.open("w")))
+        self.process = start(entry.model, peers, job, cache, stack.enter_context(self.log.open("w")))
         stack.callback(_end, self.process)
         self.about = self._say(json.dumps(job))
 

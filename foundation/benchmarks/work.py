@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,11 +43,12 @@ def matrix_product_rate(device: str) -> float:
 
 def dominant_operators(step: Callable[[], None], device: str, count: int = 3) -> list[dict[str, Any]]:
     """The operators, on a GPU the kernels, that take most time, with their share of it."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    with profile(activities=activities) as profiled:
+    on_gpu = device == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
         step()
-    kind = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    averages = profiled.key_averages()
-    times = sorted(((getattr(event, kind), event.key) for event in averages), reverse=True)
+    kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    # On a GPU an operator has the time of its kernels, which stand there as well.
+    events = [e for e in profiled.key_averages() if not on_gpu or e.device_type == DeviceType.CUDA]
+    times = sorted(((getattr(event, kind), event.key) for event in events), reverse=True)
     total = sum(time for time, _ in times)
     return [{"name": name, "share": time / total} for time, name in times[:count]]

@@ -33,6 +33,7 @@ def parser() -> OneLineParser:
     _common(made)
     made.add_argument("--out", metavar="FILE", help="JSON file to write the results to")
     made.add_argument("--data", metavar="FILE", help=_CRYSTALS)
+    _batch_size(made)
     return made
 
 
@@ -49,6 +50,7 @@ def full_parser() -> OneLineParser:
     made.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help=_PEERS)
     made.add_argument("--rounds", type=_positive, default=5, help="rounds of the comparison (%(default)s)")
     made.add_argument("--max-edges", type=_positive, default=1_000_000, help="largest batch to predict (%(default)s)")
+    _batch_size(made)
     return made
 
 
@@ -126,7 +128,7 @@ def _rates(args: argparse.Namespace) -> int:
 
     if args.out and not Path(args.out).resolve().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
-    results = run_benchmark(crystals_file(args.data), args.device)
+    results = run_benchmark(crystals_file(args.data), args.device, args.batch_size)
     rows = [
         [f"{group}.{key}", number(value)]
         for group in ("train", "predict", "graph", "data", "split")
@@ -146,7 +148,7 @@ def _full(args: argparse.Namespace) -> int:
     peers = parse_peers(args.peers)
     for line in absent(peers):
         print(line)
-    run_full(Path(args.out), crystals_file(args.data), args.device, peers, args.rounds, args.max_edges)
+    run_full(Path(args.out), crystals_file(args.data), args.device, peers, args.rounds, args.max_edges, args.batch_size)
     return 0
 
 
@@ -210,6 +212,15 @@ def _frozen(args: argparse.Namespace) -> int:
 
 def _common(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure on (%(default)s)")
+
+
+def _batch_size(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=32,
+        help="crystals of a batch (%(default)s); a GPU wants more",
+    )
 
 
 def _data_folder() -> Path:
