@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.commands.benchmark_scale import rows_parser, scaling_parser
+from foundation.commands.benchmark_tensors import tensors_parser
 from foundation.commands.parsing import OneLineParser, a_duration
 
 _DATA = "by default $FOUNDATION_DATA or ../shared/data"
@@ -27,7 +28,9 @@ def parser() -> OneLineParser:
         "`foundation benchmark accuracy`: error at equal processor time. "
         "`foundation benchmark frozen`: what a frozen encoder saves. "
         "`foundation benchmark scaling`: two processes beside one. "
-        "`foundation benchmark rows`: stores of millions of crystals. Each has a --help of its own.",
+        "`foundation benchmark rows`: stores of millions of crystals. "
+        "`foundation benchmark tensors`: tensors, spectra and labels of atoms, with and without pretraining. "
+        "Each has a --help of its own.",
     )
     made.set_defaults(work=_rates)
     _common(made)
@@ -108,6 +111,7 @@ def main(words: Sequence[str]) -> int:
         "frozen": frozen_parser,
         "scaling": scaling_parser,
         "rows": rows_parser,
+        "tensors": tensors_parser,
     }
     if words and words[0] in kinds:
         args = kinds[words[0]]().parse_args(words[1:])
@@ -160,7 +164,7 @@ def _accuracy(args: argparse.Namespace) -> int:
     from foundation.benchmarks.crystals import encoder_config
     from foundation.benchmarks.tasks import TASKS
 
-    folder = Path(args.data) if args.data else _data_folder()
+    folder = Path(args.data) if args.data else data_folder()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the folder of data sets with --data")
     peers = parse_peers(args.peers)
@@ -223,7 +227,8 @@ def _batch_size(made: argparse.ArgumentParser) -> None:
     )
 
 
-def _data_folder() -> Path:
+def data_folder() -> Path:
+    """Where the data sets are if nothing else is said."""
     return Path(os.environ.get("FOUNDATION_DATA", "../shared/data"))
 
 
@@ -239,7 +244,7 @@ def crystals_file(given: str | None) -> Path | None:
         if not Path(given).is_file():
             raise InputError(f"--data {given}: no such file")
         return Path(given)
-    usual = _data_folder() / "mp_crysxpp" / "data.jsonl.gz"
+    usual = data_folder() / "mp_crysxpp" / "data.jsonl.gz"
     return usual if usual.is_file() else None
 
 
