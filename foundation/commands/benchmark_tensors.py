@@ -14,9 +14,9 @@ def tensors_parser() -> OneLineParser:
 
     made = OneLineParser(
         prog="foundation benchmark tensors",
-        description="Errors of tensors, spectra and labels of atoms, learned from mp-small and from scratch, on 100 and "
-        "on all crystals of one split by formula, beside scalar heads and guesses. Every run is kept in DIR/runs: a "
-        "benchmark that was stopped goes on where it was.",
+        description="Errors of tensors, spectra and labels of atoms, learned from mp-small and from scratch, on 100 "
+        "and on all crystals of one split by formula, beside scalar heads and guesses. Every run is kept in "
+        "DIR/runs: a benchmark that was stopped goes on where it was.",
     )
     made.set_defaults(work=_tensors, device="cpu")
     made.add_argument("--out", required=True, metavar="DIR", help="folder for stores, runs and results.csv")
