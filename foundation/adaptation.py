@@ -17,7 +17,7 @@ from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import check_varied, fit_scalers
 from foundation.training.spec import HeadSpec, ModelSpec
-from foundation.transfer import transfer, transfer_heads
+from foundation.transfer import encoder_of, transfer, transfer_heads
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,21 @@ class Adaptation:
 
         Args:
             head: The new head.
-            encoder: Arguments of the encoder; those of the checkpoint take their place.
+            encoder: Arguments of the encoder; a checkpoint has its own, and must not differ from those that are no
+                defaults, but in what computes its products.
             optimization: How weights are changed.
             strategy: The strategy.
             pretrained: The checkpoint.
             displacements: How atoms are displaced while training.
 
         Raises:
-            InputError: If the strategy needs what the checkpoint does not have, or does not fit its encoder.
+            InputError: If the strategy needs what the checkpoint does not have, or does not fit its encoder, or the
+                arguments given for the encoder differ from the checkpoint's.
         """
         name = head.property.name
         heads = {name: head}
         if pretrained is not None:
-            encoder, old = pretrained.spec.encoder, pretrained.spec.heads
+            encoder, old = encoder_of(pretrained, encoder), pretrained.spec.heads
             if strategy.keeps_head:
                 if name not in old:
                     raise InputError(f"{pretrained.path} has no head for {name} to keep; it has {', '.join(old)}")

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 from torch import nn
 
 from datamodules.errors import InputError
 from foundation.checkpoint import Checkpoint
+from foundation.encoder.encoder import EquivariantEncoder
+
+
+def encoder_of(checkpoint: Checkpoint, given: Mapping[str, object]) -> dict[str, Any]:
+    """Arguments of the checkpoint's encoder, its products computed by what is given.
+
+    Args:
+        checkpoint: The checkpoint.
+        given: Arguments from the command line and configuration files. Those that are the encoder's defaults say
+            nothing, since shipped configurations write some of them down.
+
+    Raises:
+        InputError: If another argument is given than the checkpoint has.
+    """
+    defaults = {name: parameter.default for name, parameter in signature(EquivariantEncoder).parameters.items()}
+    own = defaults | checkpoint.spec.encoder
+    said = {name: value for name, value in given.items() if value != defaults[name]}
+    for name, value in said.items():
+        if name != "products" and value != own[name]:
+            raise InputError(
+                f"encoder.{name} {value}: the encoder of {checkpoint.path} has {own[name]}; leave it out, "
+                "or leave --pretrained out to train such an encoder from scratch"
+            )
+    return checkpoint.spec.encoder | ({"products": said["products"]} if "products" in said else {})
 
 
 def transfer(encoder: nn.Module, checkpoint: Checkpoint) -> list[str]:

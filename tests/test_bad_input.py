@@ -96,6 +96,10 @@ MISTAKES: dict[str, tuple[Case, str]] = {
     "one model and several": (lambda p: p.adapt("--resume", p.checkpoint, "--seeds", 2), "--resume"),
     "another architecture": (lambda p: p.pretrain("--resume", p.checkpoint), "another encoder"),
     "a pattern that matches nothing": (lambda p: p.adapt("--unfreeze", "blocks.7.*,readout"), "'blocks.7.*'"),
+    "another encoder than the checkpoint's": (
+        lambda p: p.adapt("--encoder.num_blocks", 5),
+        "encoder.num_blocks 5: the",
+    ),
     "too many blocks": (lambda p: p.adapt("--strategy", "last_blocks", "--strategy.count", 7), "count 7"),
     "no seeds": (lambda p: p.adapt("--seeds", 0), "--seeds 0"),
     "command": (lambda p: ["adopt"], "adopt"),

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from testing import batch_of, close, compounds, default_dtype, tiny_encoder
 
 from datamodules.errors import InputError
+from datamodules.properties import KNOWN
+from foundation.adaptation import Adaptation
+from foundation.checkpoint import find_members, load_checkpoint
 from foundation.encoder.cuequivariance import CuEquivarianceProduct
 from foundation.encoder.products import ChannelwiseProduct
+from foundation.strategies.full import Full
+from foundation.training.optimization import Optimization
+from foundation.training.spec import HeadSpec
 
 PATHS = [(1, 1, 2), (1, 2, 1), (2, 2, 2), (1, 1, 0), (2, 2, 0), (0, 2, 2), (2, 1, 1)]
 CHANNELS = 5
@@ -72,6 +80,20 @@ def test_an_encoder_predicts_the_same_with_either_backend() -> None:
     other.load_state_dict(plain.state_dict())  # strict: the backend has no weights of its own
     batch = batch_of(compounds(4), plain.recipe)
     close(other(batch).detach(), plain(batch).detach(), 1e-5)
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_checkpoint_is_adapted_with_either_backend(tiny_run: Path) -> None:
+    checkpoint = load_checkpoint(find_members(str(tiny_run))[0])
+    head = HeadSpec("heads.ScalarHead", {}, KNOWN["shear_modulus"])
+    for given, products in (({}, "plain"), ({"products": "cuequivariance"}, "cuequivariance")):
+        made = Adaptation.of(head, given, Optimization(), Full(), checkpoint).spec
+        assert made.encoder == checkpoint.spec.encoder | ({"products": products} if given else {})
+        assert (
+            made.build_encoder()
+            .blocks[0]
+            .node.product_222.__class__.__name__.startswith("CuEquivariance" if given else "Channelwise")
+        )
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
