@@ -83,6 +83,20 @@ def exponential(tensor: Tensor) -> Tensor:
     return from_matrix(vectors @ torch.diag_embed(torch.exp(values)) @ vectors.mT)
 
 
+def invariants(matrix: Tensor) -> Tensor:
+    """What of tensors is the same in every frame and linear in them, from what ``to_matrix`` gives.
+
+    Returns:
+        [K, 1] mean eigenvalues of rank 2, the value of a polycrystal; [K, 2] bulk and shear modulus of rank 4, Voigt's
+        averages.
+    """
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(dim=1)
+    if matrix.shape[1] == 3:
+        return trace[:, None] / 3
+    bulk = matrix[:, :3, :3].sum(dim=(1, 2)) / 9
+    return torch.stack([bulk, (trace - 3 * bulk) / 10], dim=1)
+
+
 def without_sum(values: Tensor, batch: Any) -> Tensor:
     """[N, ...] -> the same less the mean over the atoms of each crystal, so that nothing is left in the sum."""
     return values - crystal_mean(values, batch)[batch.batch]

@@ -13,9 +13,19 @@ from datamodules.errors import InputError
 from datamodules.properties import Property
 from heads.cartesian import CartesianTensor, DegreeScaler, distance
 from heads.cartesian_head import CartesianHead
-from heads.constraints import check_definite, exponential, identity_like, is_definite, logarithm
+from heads.constraints import (
+    check_definite,
+    exponential,
+    identity_like,
+    invariants,
+    is_definite,
+    logarithm,
+    to_matrix,
+)
 from heads.equivariant import IrrepsReadout
 from heads.metrics import Averaged, UpToSign, component_mae, frobenius
+
+INVARIANT_WEIGHT = 2.0  # of the error of the invariants beside that of the logarithm
 
 Derive = Literal["elastic", "dielectric", "piezoelectric"]
 
@@ -24,7 +34,9 @@ class TensorHead(CartesianHead):
     """A Cartesian tensor in the frame of the crystal's lattice vectors.
 
     Loss and scale live in the space of its irreps and do not depend on the frame. What it predicts is invariant
-    under the point group of the crystal, since it rotates with the crystal.
+    under the point group of the crystal, since it rotates with the crystal. Where the logarithm of a tensor is learned,
+    the error of its invariants (bulk and shear modulus, mean eigenvalue) in physical units counts as well: that of the
+    logarithm weighs a stiff crystal as much as a soft one.
 
     Args:
         irreps_in: Irreps of the atom features.
@@ -37,6 +49,8 @@ class TensorHead(CartesianHead):
         hidden: Channels of a hidden layer; 0 for a linear head.
         loss: How an error counts: "l1" by the root mean square of its components, "mse" by its square, or "huber".
     """
+
+    invariant_scale: Tensor
 
     def __init__(
         self,
@@ -67,6 +81,8 @@ class TensorHead(CartesianHead):
         if sign_free and any(ir.l == 0 and ir.p == 1 for _, ir in self.irreps_out):
             raise InputError(f"head {property.name}: sign_free is for tensors of odd rank, whose sign axes decide")
         self.scaler = DegreeScaler(self.irreps_out)
+        if positive_definite:
+            self.register_buffer("invariant_scale", torch.ones(2 if self.tensor.rank == 4 else 1))
         self.readout = IrrepsReadout(irreps_in, self.irreps_out, per_atom=False, hidden=hidden)
         self.needs_edges = self.readout.needs_edges
 
@@ -79,6 +95,8 @@ class TensorHead(CartesianHead):
         """[B, D] scaled irreps, [B, 3, 3, ...] physical target -> [B]."""
         goal = self.scaler.scaled(self.tensor.to_irreps(self._learned(target)))
         losses = distance(scaled - goal, self.loss_name)
+        if self.positive_definite:
+            return losses + INVARIANT_WEIGHT * self._invariant_error(scaled, target)
         return torch.minimum(losses, distance(scaled + goal, self.loss_name)) if self.sign_free else losses
 
     def fit_scaler(self, target: Tensor, batch: Any) -> None:
@@ -91,6 +109,9 @@ class TensorHead(CartesianHead):
         if not len(good):
             raise InputError(f"property {self.property.name}: no training label is positive definite")
         self.scaler.fit(self.tensor.to_irreps(self._learned(good)))
+        if self.positive_definite:
+            spread = invariants(to_matrix(good)).std(dim=0, correction=0)
+            self.invariant_scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
     def learnable(self, target: Tensor, batch: Any) -> Tensor:
         """[B] whether a label has the logarithm that is asked for."""
@@ -111,6 +132,19 @@ class TensorHead(CartesianHead):
     def baseline(self, target: Tensor, batch: Any, asked: Any) -> Tensor:
         """The mean tensor."""
         return target.mean(dim=0).expand(len(asked.num_atoms), *self.shape)
+
+    def _invariant_error(self, scaled: Tensor, target: Tensor) -> Tensor:
+        """[B, D], [B, 3, 3, ...] -> [B] mean error of the invariants, in units of the spread of the labels."""
+        logarithms = to_matrix(self.tensor.to_cartesian(self.scaler.physical(scaled)))
+        # By a series: the gradient of eigenvectors is infinite where eigenvalues are equal, as in cubic crystals.
+        said = invariants(torch.linalg.matrix_exp(logarithms.double()))
+        errors = (said - invariants(to_matrix(target)).double()) / self.invariant_scale
+        return errors.abs().mean(dim=1).to(scaled.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.positive_definite:  # checkpoints from before invariants counted carry no scale of theirs
+            state_dict.setdefault(f"{prefix}invariant_scale", torch.ones_like(self.invariant_scale))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _learned(self, target: Tensor) -> Tensor:
         return logarithm(target).to(target.dtype) if self.positive_definite else target

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from e3nn import o3
+from pymatgen.analysis.elasticity import ElasticTensor
 from shaped import ShapedHeadSuite, TensorSuite, copper, wurtzite, zincblende
 from suites import CRYSTALS
 from testing import batch_of, rock_salt, tiny_encoder
@@ -15,7 +17,7 @@ from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN, Property
 from heads import AtomHead, SpectrumHead, TensorHead
-from heads.constraints import exponential, from_matrix, logarithm, to_matrix
+from heads.constraints import exponential, from_matrix, invariants, logarithm, to_matrix
 from heads.shaped import ShapedHead
 from heads.spectrum import last_peak
 
@@ -170,6 +172,40 @@ def test_logarithm_and_exponential_are_inverse_and_tensors() -> None:
     again = logarithm(stiffness)
     torch.testing.assert_close(again, again.permute(0, 2, 1, 3, 4))
     torch.testing.assert_close(again, again.permute(0, 3, 4, 1, 2))
+
+
+def test_invariants_are_moduli_and_mean_eigenvalues_in_every_frame() -> None:
+    root = torch.randn(4, 6, 6, dtype=torch.float64)
+    stiffness = from_matrix(root @ root.mT + torch.eye(6, dtype=torch.float64))
+    rotation = o3.rand_matrix(dtype=torch.float64)
+    turned = torch.einsum("ai,bj,ck,dl,nijkl->nabcd", *4 * [rotation], stiffness)
+    known = [ElasticTensor(each.numpy()) for each in stiffness]
+    expected = torch.tensor([[float(each.k_voigt), float(each.g_voigt)] for each in known], dtype=torch.float64)
+    for tensors in (stiffness, turned):
+        torch.testing.assert_close(invariants(to_matrix(tensors)), expected)
+    dielectric = torch.diag(torch.tensor([1.0, 2.0, 6.0]))[None]
+    assert invariants(to_matrix(dielectric)).tolist() == [[3.0]]
+
+
+def test_an_error_of_the_bulk_modulus_counts_as_much_in_a_stiff_crystal() -> None:
+    """Half of a stiff crystal's modulus is more GPa than half of a soft one's."""
+    head = TensorHead(IRREPS, KNOWN["elastic_tensor"], positive_definite=True)
+    target = from_matrix(torch.eye(6)[None] * torch.tensor([50.0, 500.0])[:, None, None])
+    head.fit_scaler(target, batch_of(CRYSTALS[:2]))
+    halved = head.scaler.scaled(head.tensor.to_irreps(logarithm(target / 2).float()))
+    soft, stiff = head.loss(halved, target, batch_of(CRYSTALS[:2])).tolist()
+    assert stiff > 1.5 * soft
+    cubic = halved.clone().requires_grad_()  # all eigenvalues are equal
+    (gradient,) = torch.autograd.grad(head.loss(cubic, target, batch_of(CRYSTALS[:2])).sum(), cubic)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient.abs().max()) > 0
+
+
+def test_a_definite_head_from_before_invariants_counted_loads() -> None:
+    head = TensorHead(IRREPS, KNOWN["elastic_tensor"], positive_definite=True)
+    state = {name: value for name, value in head.state_dict().items() if name != "invariant_scale"}
+    head.load_state_dict(state)
+    assert head.invariant_scale.tolist() == [1.0, 1.0]
 
 
 def test_labels_that_are_not_positive_definite_do_not_train() -> None:
