@@ -96,6 +96,16 @@ def test_a_checkpoint_is_adapted_with_either_backend(tiny_run: Path) -> None:
         )
 
 
+def test_a_checkpoint_with_the_backend_loads_where_it_is_not_installed(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(find_members(str(tiny_run))[0])
+    checkpoint.card["spec"]["encoder"]["products"] = "cuequivariance"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    model = checkpoint.build()
+    assert isinstance(model.encoder.blocks[0].node.product_222, ChannelwiseProduct)
+
+
 def test_without_the_library_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'crystal-foundation\[cuequivariance\]'"):

@@ -34,7 +34,7 @@ class CuEquivarianceProduct(nn.Module):
     def __init__(self, l1: int, l2: int, l3: int, channels: int) -> None:
         super().__init__()
         table = natural_table(l1, l2, l3)
-        if importlib.util.find_spec("cuequivariance_torch") is None:
+        if not is_installed():
             raise InputError(
                 "products cuequivariance: not installed; pip install 'crystal-foundation[cuequivariance]' and, for a "
                 "GPU, cuequivariance-ops-torch-cu12 or -cu13; or choose products plain, which gives the same numbers"
@@ -53,6 +53,11 @@ class CuEquivarianceProduct(nn.Module):
 
     def extra_repr(self) -> str:
         return "{} x {} -> {}, {} channels".format(*self.degrees, self.channels)
+
+
+def is_installed() -> bool:
+    """Whether cuEquivariance is here; its kernels for GPUs may still be missing."""
+    return importlib.util.find_spec("cuequivariance_torch") is not None
 
 
 def _polynomial(table: Tensor, channels: int, method: str) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.properties import Property
+from foundation.encoder.cuequivariance import is_installed
 from foundation.encoder.encoder import EquivariantEncoder
 from heads import Head
 
@@ -100,9 +101,12 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> ModelSpec:
-        """The inverse of ``as_dict``."""
+        """The inverse of ``as_dict``, with plain products where what computed them is not installed: they are equal."""
         heads = {
             name: HeadSpec(head["class_path"], head["init_args"], Property(**head["property"]))
             for name, head in plain["heads"].items()
         }
-        return cls(encoder=plain["encoder"], heads=heads)
+        encoder = dict(plain["encoder"])
+        if encoder.get("products") == "cuequivariance" and not is_installed():
+            encoder["products"] = "plain"
+        return cls(encoder=encoder, heads=heads)
