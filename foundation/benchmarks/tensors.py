@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from datamodules.datamodule import CrystalDataModule
+from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from datamodules.store import CrystalStore
 from foundation.checkpoint import find_members, load_checkpoint
@@ -223,4 +224,7 @@ def _thinned(source: Path, out: Path) -> Path:
 
 
 def _foundation(*words: Any) -> None:
-    subprocess.run([sys.executable, "-m", "foundation", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    command = [str(word) for word in words]
+    done = subprocess.run([sys.executable, "-m", "foundation", *command], stdout=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise InputError(f"foundation {' '.join(command)}: failed; what it said stands above")
