@@ -16,6 +16,7 @@ from heads.cartesian_head import CartesianHead
 from heads.constraints import (
     check_definite,
     exponential,
+    from_matrix,
     identity_like,
     invariants,
     is_definite,
@@ -25,7 +26,7 @@ from heads.constraints import (
 from heads.equivariant import IrrepsReadout
 from heads.metrics import Averaged, UpToSign, component_mae, frobenius
 
-INVARIANT_WEIGHT = 2.0  # of the error of the invariants beside that of the logarithm
+INVARIANT_WEIGHT = 2.0  # of the error of the invariants beside that of the components
 
 Derive = Literal["elastic", "dielectric", "piezoelectric"]
 
@@ -34,22 +35,23 @@ class TensorHead(CartesianHead):
     """A Cartesian tensor in the frame of the crystal's lattice vectors.
 
     Loss and scale live in the space of its irreps and do not depend on the frame. What it predicts is invariant
-    under the point group of the crystal, since it rotates with the crystal. Where the logarithm of a tensor is learned,
-    the error of its invariants (bulk and shear modulus, mean eigenvalue) in physical units counts as well: that of the
-    logarithm weighs a stiff crystal as much as a soft one.
+    under the point group of the crystal, since it rotates with the crystal.
 
     Args:
         irreps_in: Irreps of the atom features.
         property: What is predicted.
         formula: Symmetry of the indices, such as "ijk=ikj"; "" takes the property's own.
-        positive_definite: Learn the matrix logarithm (of the 6 x 6 matrix in Mandel notation for rank 4), so that every
-            prediction is positive definite. Labels that are not cannot be learned from.
+        positive_definite: Predict the matrix logarithm (of the 6 x 6 matrix in Mandel notation for rank 4), so that
+            every tensor is positive definite. What counts is the error of the tensor itself, and that of its
+            invariants (bulk and shear modulus, mean eigenvalue) beside it: an error of the logarithm would weigh a
+            stiff crystal as much as a soft one. Labels that are not positive definite cannot be learned from.
         sign_free: Train and judge by the smaller of |T - P| and |T + P|, where a source does not fix the sign.
         derive: What else to tell of a prediction: see ``foundation.derived``.
         hidden: Channels of a hidden layer; 0 for a linear head.
         loss: How an error counts: "l1" by the root mean square of its components, "mse" by its square, or "huber".
     """
 
+    component_scale: Tensor
     invariant_scale: Tensor
 
     def __init__(
@@ -82,6 +84,7 @@ class TensorHead(CartesianHead):
             raise InputError(f"head {property.name}: sign_free is for tensors of odd rank, whose sign axes decide")
         self.scaler = DegreeScaler(self.irreps_out)
         if positive_definite:
+            self.register_buffer("component_scale", torch.ones(self.irreps_out.dim))
             self.register_buffer("invariant_scale", torch.ones(2 if self.tensor.rank == 4 else 1))
         self.readout = IrrepsReadout(irreps_in, self.irreps_out, per_atom=False, hidden=hidden)
         self.needs_edges = self.readout.needs_edges
@@ -93,10 +96,10 @@ class TensorHead(CartesianHead):
 
     def loss(self, scaled: Tensor, target: Tensor, batch: Any) -> Tensor:
         """[B, D] scaled irreps, [B, 3, 3, ...] physical target -> [B]."""
-        goal = self.scaler.scaled(self.tensor.to_irreps(self._learned(target)))
-        losses = distance(scaled - goal, self.loss_name)
         if self.positive_definite:
-            return losses + INVARIANT_WEIGHT * self._invariant_error(scaled, target)
+            return self._definite_loss(scaled, target)
+        goal = self.scaler.scaled(self.tensor.to_irreps(target))
+        losses = distance(scaled - goal, self.loss_name)
         return torch.minimum(losses, distance(scaled + goal, self.loss_name)) if self.sign_free else losses
 
     def fit_scaler(self, target: Tensor, batch: Any) -> None:
@@ -108,10 +111,16 @@ class TensorHead(CartesianHead):
         good = target[self.learnable(target, batch)]
         if not len(good):
             raise InputError(f"property {self.property.name}: no training label is positive definite")
-        self.scaler.fit(self.tensor.to_irreps(self._learned(good)))
-        if self.positive_definite:
-            spread = invariants(to_matrix(good)).std(dim=0, correction=0)
-            self.invariant_scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+        irreps = self.tensor.to_irreps(good)
+        if not self.positive_definite:
+            self.scaler.fit(irreps)
+            return
+        self.scaler.fit(self.tensor.to_irreps(logarithm(good).to(good.dtype)))
+        components = DegreeScaler(self.irreps_out).to(irreps)
+        components.fit(irreps)
+        self.component_scale.copy_(components.scale)
+        spread = invariants(to_matrix(good)).std(dim=0, correction=0)
+        self.invariant_scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
     def learnable(self, target: Tensor, batch: Any) -> Tensor:
         """[B] whether a label has the logarithm that is asked for."""
@@ -133,18 +142,18 @@ class TensorHead(CartesianHead):
         """The mean tensor."""
         return target.mean(dim=0).expand(len(asked.num_atoms), *self.shape)
 
-    def _invariant_error(self, scaled: Tensor, target: Tensor) -> Tensor:
-        """[B, D], [B, 3, 3, ...] -> [B] mean error of the invariants, in units of the spread of the labels."""
+    def _definite_loss(self, scaled: Tensor, target: Tensor) -> Tensor:
+        """[B, D], [B, 3, 3, ...] -> [B] error of the tensor and of its invariants, in units of the labels' spread."""
         logarithms = to_matrix(self.tensor.to_cartesian(self.scaler.physical(scaled)))
         # By a series: the gradient of eigenvectors is infinite where eigenvalues are equal, as in cubic crystals.
-        said = invariants(torch.linalg.matrix_exp(logarithms.double()))
-        errors = (said - invariants(to_matrix(target)).double()) / self.invariant_scale
-        return errors.abs().mean(dim=1).to(scaled.dtype)
+        matrix = torch.linalg.matrix_exp(logarithms.double())
+        error = self.tensor.to_irreps(from_matrix(matrix) - target) / self.component_scale
+        of_invariants = (invariants(matrix) - invariants(to_matrix(target))) / self.invariant_scale
+        losses = distance(error, self.loss_name) + INVARIANT_WEIGHT * of_invariants.abs().mean(dim=1)
+        return losses.to(scaled.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.positive_definite:  # checkpoints from before invariants counted carry no scale of theirs
-            state_dict.setdefault(f"{prefix}invariant_scale", torch.ones_like(self.invariant_scale))
+        if self.positive_definite:  # checkpoints from before the tensor's own error counted carry no scales of it
+            for name in ("component_scale", "invariant_scale"):
+                state_dict.setdefault(f"{prefix}{name}", torch.ones_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _learned(self, target: Tensor) -> Tensor:
-        return logarithm(target).to(target.dtype) if self.positive_definite else target
