@@ -62,14 +62,12 @@ def crystals(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Crystals:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(
-        tmp_path, {}, [1.0, 2.0], {"ours": [1e-3, 3e-3]}, 1, 1, 1, "cpu", accuracy.COMPILE_FROM, TINY_ENCODER, {}
-    )
+    return Plan(tmp_path, {}, [1.0, 2.0], {"ours": [1e-3, 3e-3]}, 1, 1, 1, "cpu", accuracy.COMPILE_FROM, TINY_ENCODER)
 
 
 def ours(crystals: Crystals, **changes: Any) -> Ours:
     torch.manual_seed(0)
-    return Ours(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None, "seed": 0, **changes})
+    return Ours(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None, **changes})
 
 
 def training_job(**changes: Any) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_error(crystals: Cryst
         def forward(self, inputs: Any) -> torch.Tensor:
             return super().forward(inputs) * math.nan
 
-    broken = Broken(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None, "seed": 0})
+    broken = Broken(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None})
     result = train_for(broken, crystals, training_job())
     assert result["steps"] == 1
     assert result["mae"] is None
@@ -216,7 +214,7 @@ def test_a_best_rate_at_the_edge_of_those_tried_is_told(plan: Plan, task: Task) 
 def test_every_model_is_told_the_same(plan: Plan) -> None:
     data = {"data": "x.npz", "data_hash": "h", "fitted": 800}
     jobs = {model: job_of(plan, Cell("gv", model, "final", 600.0, 1e-3, 0), data) for model in ("ours", *PEERS)}
-    own = ("compile", "code", "encoder", "cutoff", "denoising")
+    own = ("compile", "code", "encoder", "cutoff")
     shared = [{key: value for key, value in job.items() if key not in own} for job in jobs.values()]
     assert shared[0] == shared[1] == shared[2]
     assert shared[0]["batch_size"] == 16
@@ -406,24 +404,6 @@ def test_rates_of_any_batch_size(batch_size: int, monkeypatch: pytest.MonkeyPatc
     found = rates.run_benchmark(None, "cpu", batch_size)
     assert found["train"]["batch_size"] == min(batch_size, len(list(starts())))
     assert found["train"]["crystals_per_cpu_second"] > 0
-
-
-def test_atoms_are_displaced_while_ours_trains_and_rest_while_it_predicts(crystals: Crystals) -> None:
-    contestant = ours(crystals, denoising={"share": 0.5, "weight": 2.0})
-    contestant.prepare(np.arange(16))
-    batch, goal = contestant.collate(np.arange(16)), torch.linspace(-1, 1, 16)
-    at_rest = contestant.forward(batch)
-    found = contestant.loss(contestant.forward, batch, goal)
-    denoising: Any = contestant.module.denoising
-    displacement = denoising.draw(batch, torch.Generator().manual_seed(0))
-    assert 0 < (displacement != 0).float().mean() < 1
-    features = contestant.module.encoder(denoising.displaced(batch, displacement))
-    error = (contestant.head(features, batch) - goal).abs().mean()
-    assert found.item() == pytest.approx((error + 2.0 * denoising.loss(features, displacement, batch) / 16).item())
-    assert torch.equal(contestant.forward(batch), at_rest)
-    plain = ours(crystals)
-    plain.prepare(np.arange(16))
-    assert plain.loss(plain.forward, batch, goal).item() == pytest.approx((at_rest - goal).abs().mean().item())
 
 
 # Peers

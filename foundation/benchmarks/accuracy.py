@@ -53,7 +53,6 @@ class Plan:
         device: "cpu" or "cuda".
         compile_from: Model -> shortest budget, in seconds, at which it is compiled; others never are.
         encoder: Arguments of our encoder.
-        denoising: How atoms are displaced while ours trains.
     """
 
     folder: Path
@@ -66,7 +65,6 @@ class Plan:
     device: str
     compile_from: Mapping[str, float]
     encoder: dict[str, Any]
-    denoising: dict[str, Any]
 
     @property
     def models(self) -> list[str]:
@@ -168,9 +166,7 @@ def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
     }
     if cell.model == OURS_FOLDS:  # a model of these has the same time at every budget
         job |= {"cuts": max(1, round(cell.budget / plan.budgets[0]))}
-    if cell.model in PEERS:
-        return job
-    return {**job, "encoder": plan.encoder, "cutoff": None, "denoising": plan.denoising}
+    return {**job, "encoder": plan.encoder, "cutoff": None} if cell.model not in PEERS else job
 
 
 def _run_cell(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:

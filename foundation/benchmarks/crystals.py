@@ -22,16 +22,7 @@ EVERY = 8
 
 def encoder_config() -> dict[str, Any]:
     """Arguments of the encoder that pretraining uses: the one that every table of errors is made with."""
-    return _pretraining("encoder")
-
-
-def denoising_config() -> dict[str, Any]:
-    """How pretraining displaces atoms."""
-    return _pretraining("denoising")
-
-
-def _pretraining(part: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(config_path("configs/pretrain.yaml").read_text())[part]
+    config: dict[str, Any] = yaml.safe_load(config_path("configs/pretrain.yaml").read_text())["encoder"]
     return config
 
 

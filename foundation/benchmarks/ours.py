@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from foundation.benchmarks.peers.contest import Contestant, Crystals, Forward, R
 from foundation.benchmarks.peers.job import main
 from foundation.checkpoint import build_module
 from foundation.process import keep_freed_memory
-from foundation.training.denoising import DenoisingModule, Displacements, module_kind
 from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec, ModelSpec
 
@@ -26,17 +24,14 @@ from foundation.training.spec import HeadSpec, ModelSpec
 class Ours(Contestant):
     """The encoder of a configuration with a scalar head, inside the module that every command trains.
 
-    The job says ``encoder``, its arguments, in ``cutoff`` whether its own neighbour recipe is used (null) or all
-    neighbours within so many Angstrom, and in ``denoising`` how atoms of crystals that train are displaced.
+    The job says ``encoder``, its arguments, and in ``cutoff`` whether its own neighbour recipe is used (null) or
+    all neighbours within so many Angstrom.
     """
 
     def __init__(self, crystals: Crystals, job: dict[str, Any]) -> None:
         target = Property("target")
         spec = ModelSpec(job["encoder"], {target.name: HeadSpec("heads.ScalarHead", {}, target)})
-        displacements = Displacements(**job.get("denoising", {}))
-        self.module = build_module(spec, Optimization(), kind=module_kind(displacements, job["seed"]))
-        self.encode: Callable[..., Tensor] = self.module.encoder.forward
-        self.generator = torch.Generator().manual_seed(job["seed"])
+        self.module = build_module(spec, Optimization())
         self.model = self.module
         self.head = self.module.heads[target.name]
         self.crystals = crystals
@@ -65,20 +60,9 @@ class Ours(Contestant):
         out: Tensor = self.head(self.module.encoder.forward(inputs), inputs)
         return out
 
-    def loss(self, forward: Forward, inputs: CrystalBatch, goal: Tensor) -> Tensor:
-        """The mean absolute error, and where atoms are displaced, that of their displacements, as in pretraining."""
-        if not isinstance(self.module, DenoisingModule):
-            return super().loss(forward, inputs, goal)
-        denoising = self.module.denoising
-        displacement = denoising.draw(inputs, self.generator)
-        features = self.encode(denoising.displaced(inputs, displacement))
-        error: Tensor = (self.head(features, inputs) - goal).abs().mean()
-        return error + denoising.settings.weight * denoising.loss(features, displacement, inputs) / len(goal)
-
     def compiled(self) -> Forward:
         """The encoder is what is compiled, as in every training run."""
         self.module.encoder.compile(dynamic=True)
-        self.encode = self.module.encoder
         return lambda inputs: self.head(self.module.encoder(inputs), inputs)
 
     def num_edges(self, rows: Rows) -> int:

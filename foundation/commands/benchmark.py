@@ -161,7 +161,7 @@ def _accuracy(args: argparse.Namespace) -> int:
     from foundation.benchmarks.accuracy import COMPILE_FROM, LEARNING_RATES, Plan, compare
     from foundation.benchmarks.accuracy_report import report
     from foundation.benchmarks.contestants import absent, parse_peers
-    from foundation.benchmarks.crystals import denoising_config, encoder_config
+    from foundation.benchmarks.crystals import encoder_config
     from foundation.benchmarks.tasks import TASKS
 
     folder = Path(args.data) if args.data else data_folder()
@@ -180,7 +180,6 @@ def _accuracy(args: argparse.Namespace) -> int:
         device=args.device,
         compile_from=COMPILE_FROM if args.compile_from is None else dict.fromkeys(COMPILE_FROM, args.compile_from),
         encoder=encoder_config(),
-        denoising=denoising_config(),
     )
     for line in absent(peers):
         print(line)

@@ -88,16 +88,6 @@ class Contestant(abc.ABC):
     def num_edges(self, rows: Rows) -> int:
         """Edges of the prepared graphs of these crystals."""
 
-    def loss(self, forward: Forward, inputs: Any, goal: Tensor) -> Tensor:
-        """What a training step lowers: the mean absolute error.
-
-        Args:
-            forward: The forward pass to use.
-            inputs: A batch.
-            goal: [B] scaled targets.
-        """
-        return (forward(inputs) - goal).abs().mean()
-
     def compiled(self) -> Forward:
         """The forward pass, compiled for batches of every size."""
         compiled: Forward = torch.compile(self.forward, dynamic=True)
