@@ -83,8 +83,8 @@ class Head(nn.Module, abc.ABC):
         losses = self.loss(scaled, torch.where(known, target, torch.ones_like(target)), batch)
         return torch.where(known, losses, torch.zeros_like(losses)), known
 
-    def learnable(self, target: Tensor, batch: Any) -> Tensor:
-        """[B] which of the labels of B crystals, all of them there, can be learned from."""
+    def reachable(self, target: Tensor, batch: Any) -> Tensor:
+        """[B] which of the labels of B crystals, all of them there, a prediction can be equal to."""
         return torch.ones(len(batch.num_atoms), dtype=torch.bool, device=target.device)
 
     def comparable(self, predicted: Tensor, target: Tensor, batch: Any) -> Tensor:

@@ -58,19 +58,10 @@ def is_definite(tensor: Tensor) -> Tensor:
     return definite
 
 
-def identity_like(tensor: Tensor) -> Tensor:
-    """The positive definite tensor of as many, of which the logarithm is zero."""
-    matrix = to_matrix(tensor)
-    return from_matrix(torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix))
-
-
 def logarithm(tensor: Tensor) -> Tensor:
-    """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are.
-
-    Something finite for others, whose loss is to be multiplied by zero.
-    """
+    """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are."""
     values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
-    return from_matrix(vectors @ torch.diag_embed(torch.log(values.clamp(min=1e-12))) @ vectors.mT)
+    return from_matrix(vectors @ torch.diag_embed(torch.log(values)) @ vectors.mT)
 
 
 def exponential(tensor: Tensor) -> Tensor:

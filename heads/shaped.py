@@ -47,7 +47,7 @@ class ShapedHead(Head):
     def masked_loss(self, scaled: Tensor, target: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         """[B] losses, weighed by what the import thought of each label, and [B] where there is one to learn from."""
         there = has_label(target)  # [B] or [N]
-        goal = torch.where(expand(there, target), target, self.stand_in(target))
+        goal = torch.where(expand(there, target), target, torch.zeros_like(target))
         losses, known = self.loss_of_crystals(scaled, goal, there, batch)
         weights = batch.shaped.get(self.property.name + WEIGHT) if "shaped" in batch else None
         if weights is not None:
@@ -65,12 +65,8 @@ class ShapedHead(Head):
         """
         losses = self.loss(scaled, goal, batch)
         if not self.per_atom:
-            return losses, there & self.learnable(goal, batch)
+            return losses, there
         return masked_mean(losses, there, batch), crystal_sum(there, batch) > 0
-
-    def stand_in(self, target: Tensor) -> Tensor:
-        """A label that every loss can take, in the place of a missing one; it counts for nothing."""
-        return torch.zeros_like(target)
 
     @abc.abstractmethod
     def baseline(self, target: Tensor, batch: Any, asked: Any) -> Tensor:

@@ -17,7 +17,6 @@ from heads.constraints import (
     check_definite,
     exponential,
     from_matrix,
-    identity_like,
     invariants,
     is_definite,
     logarithm,
@@ -44,7 +43,7 @@ class TensorHead(CartesianHead):
         positive_definite: Predict the matrix logarithm (of the 6 x 6 matrix in Mandel notation for rank 4), so that
             every tensor is positive definite. What counts is the error of the tensor itself, and that of its
             invariants (bulk and shear modulus, mean eigenvalue) beside it: an error of the logarithm would weigh a
-            stiff crystal as much as a soft one. Labels that are not positive definite cannot be learned from.
+            stiff crystal as much as a soft one. Labels that are not positive definite train too; predictions come near.
         sign_free: Train and judge by the smaller of |T - P| and |T + P|, where a source does not fix the sign.
         derive: What else to tell of a prediction: see ``foundation.derived``.
         hidden: Channels of a hidden layer; 0 for a linear head.
@@ -108,27 +107,23 @@ class TensorHead(CartesianHead):
         Raises:
             InputError: If none of them can be learned from.
         """
-        good = target[self.learnable(target, batch)]
-        if not len(good):
-            raise InputError(f"property {self.property.name}: no training label is positive definite")
-        irreps = self.tensor.to_irreps(good)
+        irreps = self.tensor.to_irreps(target)
         if not self.positive_definite:
             self.scaler.fit(irreps)
             return
-        self.scaler.fit(self.tensor.to_irreps(logarithm(good).to(good.dtype)))
+        definite = target[self.reachable(target, batch)]
+        if not len(definite):
+            raise InputError(f"property {self.property.name}: no training label is positive definite")
+        self.scaler.fit(self.tensor.to_irreps(logarithm(definite).to(target.dtype)))
         components = DegreeScaler(self.irreps_out).to(irreps)
         components.fit(irreps)
         self.component_scale.copy_(components.scale)
-        spread = invariants(to_matrix(good)).std(dim=0, correction=0)
+        spread = invariants(to_matrix(target)).std(dim=0, correction=0)
         self.invariant_scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
-    def learnable(self, target: Tensor, batch: Any) -> Tensor:
-        """[B] whether a label has the logarithm that is asked for."""
-        return is_definite(target) if self.positive_definite else super().learnable(target, batch)
-
-    def stand_in(self, target: Tensor) -> Tensor:
-        """The identity where a logarithm is taken, else zero."""
-        return identity_like(target) if self.positive_definite else super().stand_in(target)
+    def reachable(self, target: Tensor, batch: Any) -> Tensor:
+        """[B] whether a label is as definite as predictions are."""
+        return is_definite(target) if self.positive_definite else super().reachable(target, batch)
 
     def metrics(self, **sync: Any) -> Mapping[str, Metric]:
         """Mean absolute error of the components, and norm of the error."""

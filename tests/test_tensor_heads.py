@@ -208,16 +208,24 @@ def test_a_definite_head_that_learned_logarithms_loads() -> None:
     assert head.invariant_scale.tolist() == [1.0, 1.0]
 
 
-def test_labels_that_are_not_positive_definite_do_not_train() -> None:
+def test_labels_that_are_not_positive_definite_train_and_do_not_scale() -> None:
     head = TensorHead(IRREPS, KNOWN["dielectric_total"], positive_definite=True)
     target = torch.stack([torch.eye(3) * 4, torch.diag(torch.tensor([1.0, 2.0, -3.0])), torch.eye(3)])
     batch = batch_of(CRYSTALS[:3])
-    assert head.learnable(target, batch).tolist() == [True, False, True]
+    assert head.reachable(target, batch).tolist() == [True, False, True]
     head.fit_scaler(target, batch)
+    shift = head.scaler.shift.clone()
     losses, known = head.masked_loss(torch.zeros(3, 6), target, batch)
-    assert known.tolist() == [True, False, True]
-    assert losses[1] == 0
+    assert known.tolist() == [True, True, True]
     assert torch.isfinite(losses).all()
+    near = torch.diag(torch.tensor([1.0, 2.0, 1e-3]))[None]
+    far, nearer = (
+        head.loss(head.scaler.scaled(head.tensor.to_irreps(logarithm(t).float())), target[1:2], None)
+        for t in (target[:1], near)
+    )
+    assert nearer < far
+    head.fit_scaler(target[[0, 2]], batch_of(CRYSTALS[:2]))
+    assert torch.equal(head.scaler.shift, shift)
 
 
 def test_the_sign_of_a_piezoelectric_tensor_is_free_only_where_asked() -> None:

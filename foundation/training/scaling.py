@@ -34,15 +34,17 @@ def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
             chosen = np.sort(np.random.default_rng(0).choice(len(rows), MAX_LABELS, replace=False))
             rows, labels = rows[chosen], labels[chosen]
         batch = data.graphs.gather_atoms(rows)
-        _tell_useless(name, rows[~heads[name].learnable(labels, batch).numpy()], data)
+        _tell_out_of_reach(name, rows[~heads[name].reachable(labels, batch).numpy()], data)
         heads[name].fit_scaler(labels, batch)
 
 
-def _tell_useless(name: str, rows: Rows, data: CrystalDataModule) -> None:
-    """List the crystals whose labels the head cannot learn from, such as tensors that are not positive definite."""
+def _tell_out_of_reach(name: str, rows: Rows, data: CrystalDataModule) -> None:
+    """List the crystals whose labels no prediction can be equal to: tensors that are not positive definite."""
     if len(rows) and is_first_process():
         ids = ", ".join(data.store.ids[row] for row in rows.tolist())
-        print(f"{name}: {len(rows)} training labels are not positive definite and do not train: {ids}", file=sys.stderr)
+        print(
+            f"{name}: {len(rows)} training labels are not positive definite, as predictions are: {ids}", file=sys.stderr
+        )
 
 
 def check_varied(name: str, data: CrystalDataModule) -> None:
