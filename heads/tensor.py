@@ -14,9 +14,9 @@ from datamodules.properties import Property
 from heads.cartesian import CartesianTensor, DegreeScaler, distance
 from heads.cartesian_head import CartesianHead
 from heads.constraints import (
+    SymmetricExponential,
     check_definite,
     exponential,
-    from_matrix,
     invariants,
     is_definite,
     logarithm,
@@ -139,11 +139,12 @@ class TensorHead(CartesianHead):
 
     def _definite_loss(self, scaled: Tensor, target: Tensor) -> Tensor:
         """[B, D], [B, 3, 3, ...] -> [B] error of the tensor and of its invariants, in units of the labels' spread."""
-        logarithms = to_matrix(self.tensor.to_cartesian(self.scaler.physical(scaled)))
-        # By a series: the gradient of eigenvectors is infinite where eigenvalues are equal, as in cubic crystals.
-        matrix = torch.linalg.matrix_exp(logarithms.double())
-        error = self.tensor.to_irreps(from_matrix(matrix) - target) / self.component_scale
-        of_invariants = (invariants(matrix) - invariants(to_matrix(target))) / self.invariant_scale
+        goal = to_matrix(target.double())
+        basis = to_matrix(self.tensor.basis.double())  # [D, n, n], orthonormal as that of the tensors is
+        logarithms = torch.einsum("bd,dij->bij", self.scaler.physical(scaled).double(), basis)
+        matrix: Tensor = SymmetricExponential.apply(logarithms)  # type: ignore[no-untyped-call]
+        error = torch.einsum("bij,dij->bd", matrix - goal, basis) / self.component_scale
+        of_invariants = (invariants(matrix) - invariants(goal)) / self.invariant_scale
         losses = distance(error, self.loss_name) + INVARIANT_WEIGHT * of_invariants.abs().mean(dim=1)
         return losses.to(scaled.dtype)
 

@@ -17,7 +17,7 @@ from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN, Property
 from heads import AtomHead, SpectrumHead, TensorHead
-from heads.constraints import exponential, from_matrix, invariants, logarithm, to_matrix
+from heads.constraints import SymmetricExponential, exponential, from_matrix, invariants, logarithm, to_matrix
 from heads.shaped import ShapedHead
 from heads.spectrum import last_peak
 
@@ -206,6 +206,19 @@ def test_a_definite_head_that_learned_logarithms_loads() -> None:
     new = ("component_scale", "invariant_scale")
     head.load_state_dict({name: value for name, value in head.state_dict().items() if name not in new})
     assert head.invariant_scale.tolist() == [1.0, 1.0]
+
+
+def test_the_exponential_and_its_gradient_where_eigenvalues_are_equal_and_where_not() -> None:
+    root = torch.randn(3, 4, 4, dtype=torch.float64)
+    matrix = torch.cat([root + root.mT, torch.eye(4, dtype=torch.float64)[None] * 2, torch.zeros(1, 4, 4).double()])
+    matrix[3, 0, 0] += 1e-9  # nearly equal
+    weight = torch.randn(5, 4, 4, dtype=torch.float64)
+    found, expected = matrix.clone().requires_grad_(), matrix.clone().requires_grad_()
+    own, other = SymmetricExponential.apply(found), torch.linalg.matrix_exp(expected)
+    torch.testing.assert_close(own, other)
+    (own * (weight + weight.mT)).sum().backward()
+    (other * (weight + weight.mT)).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
 
 
 def test_labels_that_are_not_positive_definite_train_and_do_not_scale() -> None:
