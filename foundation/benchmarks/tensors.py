@@ -39,7 +39,7 @@ class Quantity:
         name: The property.
         config: The configuration that learns it, in ``configs/``.
         folder: The data set that holds it.
-        epochs: How long to train on all labels; on few, at least 40 epochs.
+        epochs: How long to train on all labels; 40 on few.
         words: How to import it.
         thin: Whether to take every eighth record only.
         scalars: Scalars of the same crystals that a scalar head learns as a rival.
