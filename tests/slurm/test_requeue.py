@@ -153,8 +153,8 @@ def test_requeued_at_random_moments(whole: Run, tiny_store: Path, tmp_path: Path
 
 
 def test_a_run_longer_than_its_time_limit(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
-    """Slurm itself sends the signal, here a minute before the end of three."""
-    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", "--time=3", "--signal=USR1@60", step=3)
+    """Slurm itself sends the signal, here a minute before the end of three; the steps alone take that long."""
+    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", "--time=3", "--signal=USR1@60", step=5)
     run.ends(seconds=900)
     assert int(run.shown("Restarts")) >= 1
     assert " by SIGUSR1; saved in " in run.log()
