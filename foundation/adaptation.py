@@ -54,8 +54,8 @@ class Adaptation:
 
         Args:
             head: The new head.
-            encoder: Arguments of the encoder; a checkpoint has its own, and must not differ from those that are no
-                defaults, but in what computes its products.
+            encoder: Arguments of the encoder. A checkpoint has its own, which those given here must not contradict,
+                but for what computes its products.
             optimization: How weights are changed.
             strategy: The strategy.
             pretrained: The checkpoint.

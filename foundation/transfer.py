@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from datamodules.errors import InputError
 from foundation.checkpoint import Checkpoint
-from foundation.encoder.encoder import EquivariantEncoder
+from foundation.training.spec import encoder_defaults
 
 
 def encoder_of(checkpoint: Checkpoint, given: Mapping[str, object]) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def encoder_of(checkpoint: Checkpoint, given: Mapping[str, object]) -> dict[str,
     Raises:
         InputError: If another argument is given than the checkpoint has.
     """
-    defaults = {name: parameter.default for name, parameter in signature(EquivariantEncoder).parameters.items()}
+    defaults = encoder_defaults()
     own = defaults | checkpoint.spec.encoder
     said = {name: value for name, value in given.items() if value != defaults[name]}
     for name, value in said.items():

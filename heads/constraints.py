@@ -61,7 +61,7 @@ def is_definite(tensor: Tensor) -> Tensor:
 def logarithm(tensor: Tensor) -> Tensor:
     """The matrix logarithm of positive definite tensors, in double precision: as symmetric a tensor as they are."""
     values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
-    return from_matrix(vectors @ torch.diag_embed(torch.log(values)) @ vectors.mT)
+    return from_matrix(_composed(torch.log(values), vectors))
 
 
 def exponential(tensor: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def exponential(tensor: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(to_matrix(tensor.double()))
     values = torch.maximum(values, values[:, -1:] + math.log(SMALLEST))
-    return from_matrix(vectors @ torch.diag_embed(torch.exp(values)) @ vectors.mT)
+    return from_matrix(_composed(torch.exp(values), vectors))
 
 
 def invariants(matrix: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class SymmetricExponential(torch.autograd.Function):
     """Exponential of [K, n, n] symmetric matrices, whose gradient is finite where eigenvalues are equal.
 
     That of eigenvectors is not, and crystals of high symmetry have equal eigenvalues; ``torch.linalg.matrix_exp`` has
-    no such flaw and takes ten times as long. The gradient is Daleckii and Krein's: in the frame of the eigenvectors
+    no such flaw and is slower. The gradient is Daleckii and Krein's: in the frame of the eigenvectors
     every component is multiplied by (exp a - exp b) / (a - b), which is exp a for a = b.
     """
 
@@ -101,8 +101,7 @@ class SymmetricExponential(torch.autograd.Function):
         """[K, n, n] -> [K, n, n]."""
         values, vectors = torch.linalg.eigh(matrix)
         ctx.save_for_backward(values, vectors)
-        made: Tensor = vectors @ torch.diag_embed(torch.exp(values)) @ vectors.mT
-        return made
+        return _composed(torch.exp(values), vectors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -114,6 +113,11 @@ class SymmetricExponential(torch.autograd.Function):
         inner = (vectors.mT @ gradient @ vectors) * slope * torch.exp(values)[:, None]
         of_matrix: Tensor = vectors @ inner @ vectors.mT
         return of_matrix
+
+
+def _composed(values: Tensor, vectors: Tensor) -> Tensor:
+    """[K, n] eigenvalues, [K, n, n] eigenvectors -> [K, n, n]."""
+    return vectors @ torch.diag_embed(values) @ vectors.mT
 
 
 def without_sum(values: Tensor, batch: Any) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Command
 from e3nn import o3
+from studies import atoms
 from testing import TINY, batch_of, close, compounds, random_crystal, tiny_encoder
 
 from datamodules.datamodule import CrystalDataModule
@@ -149,7 +150,9 @@ def test_adapted_and_predicting(
     answer = foundation(*command, *ON_GPU, "--trainer.max_epochs", 2, "--out", tmp_path / "adapted")
     assert answer.code == 0, answer.err
     crystals = tmp_path / "crystals.jsonl"
-    crystals.write_text("".join(json.dumps(as_record(crystal)) + "\n" for crystal in compounds(5)))
+    crystals.write_text(
+        "".join(json.dumps({"id": crystal.id, "structure": atoms(crystal)}) + "\n" for crystal in compounds(5))
+    )
     answer = foundation("predict", tmp_path / "adapted", crystals, "--out", tmp_path / "out.csv")
     assert answer.code == 0, answer.err
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 6
@@ -176,17 +179,3 @@ def test_the_benchmark_measures_the_gpu() -> None:
     found = run_benchmark(None, "cuda", 64)
     assert found["train"]["crystals_per_second"] > 0
     assert sum(found["split"].values()) == pytest.approx(1.0)
-
-
-def as_record(crystal: Any) -> dict[str, Any]:
-    from ase.data import chemical_symbols
-
-    return {
-        "id": crystal.id,
-        "structure": {
-            "lattice_mat": crystal.lattice.tolist(),
-            "coords": crystal.frac_coords.tolist(),
-            "elements": [chemical_symbols[z] for z in crystal.numbers],
-            "cartesian": False,
-        },
-    }

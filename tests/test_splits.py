@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.data import chemical_symbols
+from studies import atoms
 from testing import compounds, make_store, other_cell, supercell
 
 from datamodules.datamodule import CrystalDataModule
@@ -192,20 +192,8 @@ def test_exclusion_by_formula_and_by_structure(tmp_path: Path) -> None:
 def test_exclusion_by_lists_takes_what_they_test(tmp_path: Path) -> None:
     crystals = compounds(12)
     store = CrystalStore.open(make_store(tmp_path / "all", crystals))
-    atoms = [
-        {
-            "jid": c.id,
-            "value": 1.0,
-            "atoms": {
-                "lattice_mat": c.lattice.tolist(),
-                "coords": c.frac_coords.tolist(),
-                "cartesian": False,
-                "elements": [chemical_symbols[z] for z in c.numbers],
-            },
-        }
-        for c in crystals
-    ]
-    write(tmp_path / "sets" / "gap.json", atoms)
+    records = [{"jid": c.id, "value": 1.0, "atoms": atoms(c)} for c in crystals]
+    write(tmp_path / "sets" / "gap.json", records)
     lists = write(
         tmp_path / "sets" / "splits" / "gap.json", {"test": ["c2"], "test_proxy": ["c5"], "trial1": {"1": ["c1"]}}
     )

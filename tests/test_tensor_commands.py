@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import Command
 from shaped import turned, zincblende
+from studies import atoms
 from testing import QUIET, TINY, compounds, rock_salt
 
 from datamodules.crystals import Crystal
@@ -31,13 +32,7 @@ from heads import TensorHead
 
 
 def record(crystal: Crystal, **labels: Any) -> dict[str, Any]:
-    structure = {
-        "lattice_mat": crystal.lattice.tolist(),
-        "coords": crystal.frac_coords.tolist(),
-        "elements": [ase.data.chemical_symbols[z] for z in crystal.numbers],
-        "cartesian": False,
-    }
-    return {"id": crystal.id or "x", "structure": structure, "labels": labels}
+    return {"id": crystal.id or "x", "structure": atoms(crystal), "labels": labels}
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> Path:

@@ -61,6 +61,15 @@ class HeadSpec:
         return head
 
 
+def encoder_defaults() -> dict[str, Any]:
+    """Arguments of ``EquivariantEncoder`` where nothing is said."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(EquivariantEncoder).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Encoder and heads.
@@ -76,12 +85,7 @@ class ModelSpec:
     @property
     def encoder_hash(self) -> str:
         """Hash of the encoder's arguments, defaults included: the same in benchmarks and in metrics.json."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(EquivariantEncoder).parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
-        text = json.dumps({**defaults, **self.encoder}, sort_keys=True)
+        text = json.dumps({**encoder_defaults(), **self.encoder}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def build_encoder(self) -> EquivariantEncoder:
