@@ -43,6 +43,36 @@ class CrystalBatch(Data):  # type: ignore[misc]
         known: Features of the atoms that a frozen part of the encoder has made before; only present if kept.
     """
 
+    def part(self, kept: Tensor) -> tuple[CrystalBatch, Tensor]:
+        """Some of the crystals as a batch of their own, and which atoms are theirs.
+
+        Args:
+            kept: [B] whether to keep a crystal.
+
+        Returns:
+            The batch, without labels of one number and what is known of its atoms, and [N'] the places of its atoms
+            among those of this one.
+        """
+        kept_atoms = kept[self.batch]
+        atoms = kept_atoms.nonzero()[:, 0]
+        found = CrystalBatch(
+            z=self.z[atoms],
+            batch=(kept.cumsum(0) - 1)[self.batch[atoms]],
+            num_atoms=self.num_atoms[kept],
+            volume=self.volume[kept],
+            row=self.row[kept],
+        )
+        if "edge_index" in self:
+            edges = kept_atoms[self.edge_index[1]].nonzero()[:, 0]
+            found.edge_index = (kept_atoms.cumsum(0) - 1)[self.edge_index[:, edges]]
+            found.edge_vector = self.edge_vector[edges]
+            found.cutoff = self.cutoff[atoms]
+        if "shaped" in self:
+            # There are as many atoms as crystals only if each has one, and then both say the same.
+            places = {len(kept): kept, len(kept_atoms): kept_atoms}
+            found.shaped = {name: label[places[len(label)]] for name, label in self.shaped.items()}
+        return found, atoms
+
 
 @dataclass(frozen=True)
 class GraphArrays:

@@ -49,8 +49,17 @@ class NeighborHarmonics(nn.Module):
         self.receiver = nn.Linear(scalars, hidden, bias=False)
         self.out = nn.Linear(hidden, len(degrees) * FAR_CHANNELS)
 
-    def forward(self, scalars: Tensor, batch: Any) -> Features:
-        """[N, C_0] -> one [N, 2l+1, C] per degree."""
+    def forward(self, scalars: Tensor, batch: Any, weights: dict[Kind, Tensor]) -> Features:
+        """What is made of the neighbours.
+
+        Args:
+            scalars: [N, C_0].
+            batch: The batch.
+            weights: One [N, M, FAR_CHANNELS] per degree, for M results of it.
+
+        Returns:
+            One [N, M, 2l+1] per degree.
+        """
         sender, receiver = batch.edge_index
         distance = batch.edge_vector.norm(dim=1)  # [E]
         width = (CUTOFF - 0.5) / (NUM_RADIAL - 1)
@@ -58,16 +67,18 @@ class NeighborHarmonics(nn.Module):
         hidden = self.radial(basis) + self.sender(scalars).index_select(0, sender)
         hidden = hidden + self.receiver(scalars).index_select(0, receiver)
         inside = ((batch.cutoff.index_select(0, receiver) - distance) / FADE).clamp(0.0, 1.0)
-        weights = self.out(nn.functional.silu(hidden)) * (inside * inside * (3.0 - 2.0 * inside))[:, None]
+        channels = self.out(nn.functional.silu(hidden)) * (inside * inside * (3.0 - 2.0 * inside))[:, None]
         directions = o3.spherical_harmonics(self.degrees, batch.edge_vector, normalize=True, normalization="component")
         found: Features = {}
         harmonics = directions.split([2 * degree + 1 for degree in self.degrees], dim=1)
-        for degree, harmonic, weight in zip(
-            self.degrees, harmonics, weights.chunk(len(self.degrees), dim=1), strict=True
+        for degree, harmonic, channel in zip(
+            self.degrees, harmonics, channels.chunk(len(self.degrees), dim=1), strict=True
         ):
-            message = harmonic[:, :, None] * weight[:, None]  # [E, 2l+1, C]
-            gathered = message.new_zeros(len(scalars), *message.shape[1:]).index_add(0, receiver, message)
-            found[degree, (-1) ** degree] = gathered / math.sqrt(NUM_NEIGHBORS)
+            kind = degree, (-1) ** degree
+            # Channels are summed on the edge, so that what is gathered has none.
+            weight = (weights[kind] / math.sqrt(NUM_NEIGHBORS)).index_select(0, receiver)  # [E, M, C]
+            message = (weight * channel[:, None]).sum(dim=2)[:, :, None] * harmonic[:, None]  # [E, M, 2l+1]
+            found[kind] = message.new_zeros(len(scalars), *message.shape[1:]).index_add(0, receiver, message)
         return found
 
 
@@ -97,27 +108,38 @@ class AtomProducts(nn.Module):
         self.right = nn.ModuleDict({str(d): nn.Linear(channels[d], width, bias=False) for d in sorted(rights)})
         self.third = nn.Linear(channels[1], width, bias=False) if self.triple else None
         for first, second in self.pairs:
-            tables = [
-                o3.wigner_3j(first, second, kind[0], dtype=torch.float64).flatten(0, 1) * math.sqrt(2 * kind[0] + 1)
-                for kind in self.pairs[first, second]
-            ]
-            table = torch.cat(tables, dim=1).to(torch.get_default_dtype())  # [(2 l1 + 1) (2 l2 + 1), sum of 2 l3 + 1]
-            self.register_buffer(f"table_{first}_{second}", table, persistent=False)
+            for degree, parity in self.pairs[first, second]:
+                table = o3.wigner_3j(first, second, degree, dtype=torch.float64).flatten(0, 1)
+                table = (table * math.sqrt(2 * degree + 1)).to(torch.get_default_dtype())
+                # [(2 l1 + 1) (2 l2 + 1), 2 l3 + 1]
+                self.register_buffer(_table(first, second, (degree, parity)), table, persistent=False)
 
-    def forward(self, features: Features) -> dict[Kind, list[Tensor]]:
-        """One [N, 2l+1, C_l] per degree -> [N, 2l+1, width] of each path, by degree and parity."""
+    def forward(self, features: Features, weights: dict[Kind, list[Tensor]]) -> dict[Kind, list[Tensor]]:
+        """Weighed sums over the channels of each path.
+
+        Args:
+            features: One [N, 2l+1, C_l] per degree.
+            weights: One [N, M, width] per path, by degree and parity, for M results of it.
+
+        Returns:
+            One [N, M, 2l+1] per path, by degree and parity.
+        """
         left = {d: _bounded(linear(features[int(d), (-1) ** int(d)])) for d, linear in self.left.items()}
         right = {d: _bounded(linear(features[int(d), (-1) ** int(d)])) for d, linear in self.right.items()}
-        found: dict[Kind, list[Tensor]] = {}
+        found: dict[Kind, list[Tensor]] = {kind: [] for kind in weights}
         for (first, second), kinds in self.pairs.items():
-            one, other = left[str(first)].transpose(1, 2), right[str(second)].transpose(1, 2)  # [N, width, 2l+1]
-            # All results of a pair by one matrix product.
-            made = (one[:, :, :, None] * other[:, :, None]).flatten(2) @ getattr(self, f"table_{first}_{second}")
-            for kind, part in zip(kinds, made.split([2 * degree + 1 for degree, _ in kinds], dim=2), strict=True):
-                found.setdefault(kind, []).append(part.transpose(1, 2))
+            # Channels are summed before the components are combined: of all components of two features and all their
+            # channels there are many, and each is used a few times only.
+            weight = [weights[kind][len(found[kind])] for kind in kinds]
+            weighed = torch.cat(weight, dim=1)[:, :, None] * left[str(first)][:, None]  # [N, sum M, 2 l1 + 1, width]
+            pairs = torch.bmm(weighed.flatten(1, 2), right[str(second)].mT)  # [N, sum M (2 l1 + 1), 2 l2 + 1]
+            pairs = pairs.view(len(pairs), -1, (2 * first + 1) * (2 * second + 1))
+            for kind, part in zip(kinds, pairs.split([part.shape[1] for part in weight], dim=1), strict=True):
+                found[kind].append(_rows_times(part, getattr(self, _table(first, second, kind))))
         if self.third is not None:
             crossed = torch.linalg.cross(left["1"], right["1"], dim=1)
-            found[0, -1] = [(crossed * self.third(features[1, -1])).sum(dim=1, keepdim=True)]
+            scalar = (crossed * self.third(features[1, -1])).sum(dim=1, keepdim=True)  # [N, 1, width]
+            found[0, -1].append(weights[0, -1][0] @ scalar.mT)
         return found
 
     def count(self, kind: Kind) -> int:
@@ -164,16 +186,18 @@ class IrrepsReadout(nn.Module):
         far = [d for d, p in sorted(counts) if p == (-1) ** d and d >= 3]
         self.neighbors = NeighborHarmonics(size, far) if far else None
         self.products = AtomProducts(channels, set(counts), width)
-        made = {kind: self.products.count(kind) * width for kind in counts}
+        # Channels of each source of each degree: of every product, of the feature itself, of the neighbours.
+        self.sources: dict[Kind, list[int]] = {}
         for kind in counts:
-            own = channels.get(kind[0], 0) if kind[1] == (-1) ** kind[0] else 0
-            made[kind] += own + FAR_CHANNELS * (kind[0] in far and kind[1] == (-1) ** kind[0])
-            if not made[kind]:
+            natural = kind[1] == (-1) ** kind[0]
+            own = [channels[kind[0]]] if natural and kind[0] in channels else []
+            near = [FAR_CHANNELS] if natural and kind[0] in far else []
+            self.sources[kind] = [*[width] * self.products.count(kind), *own, *near]
+            if not self.sources[kind]:
                 raise ValueError(
                     f"irreps {irreps_in}: nothing of degree {kind[0]}, parity {kind[1]} can be made of them"
                 )
-        self.made = made
-        sizes = [counts[kind] * made[kind] for kind in counts]
+        sizes = [count * sum(self.sources[kind]) for kind, count in counts.items()]
         self.weights = _network(size, hidden, sum(sizes)) if sizes else None
         self.pool = None if per_atom or not self.num_scalars else MeanAndAttention(size)
         entering = size if per_atom else 2 * size
@@ -212,23 +236,37 @@ class IrrepsReadout(nn.Module):
             for kind, (mul, dim) in self.places.items()
             if kind != (0, 1)
         }
-        sources = self.products(own)
+        weights = self._weights_of_sources(scalars)
+        found = self.products(own, weights)
         for kind in self.wanted:
-            sources.setdefault(kind, [])
             if kind in own:
-                sources[kind].append(own[kind])
+                found[kind].append(torch.bmm(weights[kind][len(found[kind])], own[kind].mT))
         if self.neighbors is not None:
-            for kind, gathered in self.neighbors(scalars, batch).items():
-                sources[kind].append(gathered)
+            near = {(d, (-1) ** d): weights[d, (-1) ** d][-1] for d in self.neighbors.degrees}
+            for kind, gathered in self.neighbors(scalars, batch, near).items():
+                found[kind].append(gathered)
+        values = {kind: sum(parts[1:], parts[0]).flatten(1) for kind, parts in found.items()}
+        return values if self.per_atom else {kind: crystal_mean(value, batch) for kind, value in values.items()}
+
+    def _weights_of_sources(self, scalars: Tensor) -> dict[Kind, list[Tensor]]:
+        """[N, C_0] -> one [N, multiplicity, C] per source of each degree and parity."""
         assert self.weights is not None
-        sizes = [count * self.made[kind] for kind, count in self.wanted.items()]
-        made = {}
+        sizes = [count * sum(self.sources[kind]) for kind, count in self.wanted.items()]
+        weights = {}
         for (kind, count), weight in zip(self.wanted.items(), self.weights(scalars).split(sizes, dim=1), strict=True):
-            channels = torch.cat(sources[kind], dim=2)  # [N, 2l+1, K]
-            weight = weight.view(-1, count, channels.shape[2]) / math.sqrt(channels.shape[2])
-            values = torch.einsum("ndk,nmk->nmd", channels, weight).flatten(1)
-            made[kind] = values if self.per_atom else crystal_mean(values, batch)
-        return made
+            total = sum(self.sources[kind])
+            weight = weight.view(-1, count, total) / math.sqrt(total)
+            weights[kind] = list(weight.split(self.sources[kind], dim=2))
+        return weights
+
+
+def _table(first: int, second: int, kind: Kind) -> str:
+    return f"table_{first}_{second}_{kind[0]}"
+
+
+def _rows_times(rows: Tensor, table: Tensor) -> Tensor:
+    """[N, M, K] times [K, D] as one product of matrices -> [N, M, D]."""
+    return (rows.reshape(-1, len(table)) @ table).view(*rows.shape[:2], -1)
 
 
 def _network(size: int, hidden: int, out: int, bias: bool = True) -> nn.Sequential:

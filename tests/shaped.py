@@ -160,6 +160,17 @@ class ShapedHeadSuite(ABC):
         sums.sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
+    def test_it_runs_on_crystals_with_a_label_only(self) -> None:
+        keep = torch.arange(len(CRYSTALS)) % 3 > 0
+        module = self.module_with(keep)
+        _, _, answers = module.losses(self.batch)
+        answer = answers[self.head.property.name]
+        assert answer.batch.row.tolist() == self.batch.row[keep].tolist()
+        rows = keep[self.batch.batch] if self.per_atom else keep
+        whole = self.head(self.features(self.batch), self.batch)
+        torch.testing.assert_close(answer.scaled, whole[rows])
+        assert torch.equal(answer.target, self.target[rows])
+
     @pytest.mark.parametrize("knows", [True, False], ids=["no label", "other data"])
     def test_a_batch_without_any_label_has_zero_gradients(self, knows: bool) -> None:
         module = self.module_with(torch.zeros(len(CRYSTALS), dtype=torch.bool))

@@ -139,6 +139,21 @@ def test_vectors_of_a_batch_are_those_of_its_crystals() -> None:
     assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[batch.edge_index[1]])
 
 
+@pytest.mark.parametrize("crystals", [SYNTHETIC, [ALONE, THIN, THIN]], ids=["all sizes", "one atom each"])
+def test_a_part_of_a_batch_is_the_batch_of_that_part(crystals: list[Crystal]) -> None:
+    graphs = build_graphs(crystals, RECIPE)
+    batch = graphs.gather(range(len(crystals)))
+    batch.shaped = {"dielectric_total": torch.randn(len(crystals), 3, 3), "magmom_site": torch.randn(len(batch.z))}
+    kept = torch.arange(len(crystals)) % 2 == 1
+    part, atoms = batch.part(kept)
+    expected = graphs.gather(kept.nonzero()[:, 0].numpy())
+    for name in ("z", "batch", "num_atoms", "volume", "edge_index", "edge_vector", "cutoff", "row"):
+        assert torch.equal(part[name], expected[name]), name
+    assert torch.equal(batch.z[atoms], expected.z)
+    assert torch.equal(part.shaped["dielectric_total"], batch.shaped["dielectric_total"][kept])
+    assert torch.equal(part.shaped["magmom_site"], batch.shaped["magmom_site"][atoms])
+
+
 @by_id
 def test_noise_hardly_changes_cutoffs(crystal: Crystal) -> None:
     before, after = neighbor_list(crystal, RECIPE).cutoff, neighbor_list(moved(crystal, 1e-5), RECIPE).cutoff

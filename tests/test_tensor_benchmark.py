@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT, Command
-from testing import QUIET, TINY, compounds
+from testing import QUIET, TINY, TINY_ENCODER, compounds
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
 from datamodules.properties import KNOWN, Property
 from datamodules.store import CrystalStore, write_store
-from foundation.benchmarks import tensors
+from foundation.benchmarks import heads, tensors
+from foundation.benchmarks.heads import time_heads
 from foundation.benchmarks.tensors import QUANTITIES, compare_tensors, isotropic_error, prepare, summary
+from foundation.training.spec import HeadSpec
 
 NAME = "dielectric_total"
 
@@ -94,3 +97,34 @@ def test_every_quantity_has_its_configuration(shared_data: Path) -> None:
     for quantity in QUANTITIES.values():
         assert (ROOT / "configs" / f"{quantity.config}.yaml").is_file()
         assert (shared_data / quantity.folder / "data.jsonl.gz").is_file()
+
+
+def test_heads_are_timed_beside_the_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "encoder_config", lambda: TINY_ENCODER)
+    monkeypatch.setattr(heads, "BATCHES", 1)
+    config = yaml.safe_load((ROOT / "configs" / "pretrain_tensors.yaml").read_text())["heads"]
+    specs = {
+        name: HeadSpec(head["class_path"], head.get("init_args", {}), KNOWN[name]) for name, head in config.items()
+    }
+    rows = time_heads(None, specs, 2)
+    others = [f"and {name}" for name in list(specs)[2:]]
+    assert [row["heads"] for row in rows[:-1]] == ["scalar heads", *others, "all heads"]
+    assert rows[0]["ratio"] == rows[0]["lowest"] == rows[0]["highest"] == 1.0
+    assert all(0 < row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"),
+    [
+        (
+            "{band_gap: {class_path: heads.ScalarHead}, hardness: {class_path: heads.ScalarHead}}",
+            "hardness is declared",
+        ),
+        ("{is_metal: {class_path: heads.ClassificationHead}}", "no ScalarHead to compare with"),
+    ],
+)
+def test_heads_that_cannot_be_timed(foundation: Command, tmp_path: Path, heads: str, said: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"heads: {heads}")
+    answer = foundation("benchmark", "heads", "--config", tmp_path / "config.yaml")
+    assert answer.code == 2
+    assert said in answer.err

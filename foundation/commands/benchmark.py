@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from foundation.commands.benchmark_heads import heads_parser
 from foundation.commands.benchmark_scale import rows_parser, scaling_parser
 from foundation.commands.benchmark_tensors import tensors_parser
 from foundation.commands.parsing import OneLineParser, a_duration
@@ -30,6 +31,7 @@ def parser() -> OneLineParser:
         "`foundation benchmark scaling`: two processes beside one. "
         "`foundation benchmark rows`: stores of millions of crystals. "
         "`foundation benchmark tensors`: tensors, spectra and labels of atoms, with and without pretraining. "
+        "`foundation benchmark heads`: what every head costs in joint training. "
         "Each has a --help of its own.",
     )
     made.set_defaults(work=_rates)
@@ -112,6 +114,7 @@ def main(words: Sequence[str]) -> int:
         "scaling": scaling_parser,
         "rows": rows_parser,
         "tensors": tensors_parser,
+        "heads": heads_parser,
     }
     if words and words[0] in kinds:
         args = kinds[words[0]]().parse_args(words[1:])

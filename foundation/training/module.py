@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -29,6 +29,20 @@ class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite; the message names the crystals of the batch."""
 
 
+class Answer(NamedTuple):
+    """What a head says of the crystals it was asked about.
+
+    Attributes:
+        scaled: Its output for them, in scaled space, detached.
+        batch: These crystals.
+        target: Their labels in physical units, NaN where missing.
+    """
+
+    scaled: Tensor
+    batch: Any
+    target: Tensor
+
+
 class _Metrics(nn.ModuleDict):
     """Metrics per property; typed loosely, since a ModuleDict does not say what it holds."""
 
@@ -40,7 +54,8 @@ class MultiTaskModule(lightning.LightningModule):
     """A shared encoder, one head per property, and their joint loss.
 
     Every head runs on every batch; a missing label is NaN and is masked, so all processes of a distributed run
-    use all parameters in every step.
+    use all parameters in every step. Heads of more than one number per crystal cost as much as a good part of the
+    encoder and have few labels: they run on the crystals with a label, and on one crystal where there is none.
 
     Args:
         encoder: The shared encoder.
@@ -153,14 +168,15 @@ class MultiTaskModule(lightning.LightningModule):
         Raises:
             NonFiniteLoss: If a loss is NaN or infinite.
         """
-        sums, counts, predicted = self.losses(batch)
+        sums, counts, answers = self.losses(batch)
         self._stop_unless_finite(sums, batch, sums)
         for index, (name, head) in enumerate(self.named_heads()):
             if counts[index] > 0:
                 self.val_losses[name].update(sums[index] / counts[index], counts[index])
             if index < batch.labels.shape[1]:
-                target = head.target(batch.labels[:, index], batch)
-                self.val_metrics[name].update(predicted[name], head.comparable(predicted[name], target, batch))
+                scaled, asked, target = answers[name]
+                predicted = head.predict(scaled, asked)
+                self.val_metrics[name].update(predicted, head.comparable(predicted, target, asked))
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics in physical units, and ``val/loss``: the mean over properties of the scaled loss."""
@@ -192,26 +208,29 @@ class MultiTaskModule(lightning.LightningModule):
         checkpoint["foundation"] = self.card
         checkpoint["seen"] = {name: torch.from_numpy(array) for name, array in self.seen.arrays().items()}
 
-    def losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """[P] sums of losses, [P] numbers of labels, and predictions in physical units."""
+    def losses(self, batch: Any) -> tuple[Tensor, Tensor, dict[str, Answer]]:
+        """[P] sums of losses, [P] numbers of labels, and the heads' answers."""
         known = batch.known if "known" in batch else None
         # A compiled encoder is compiled for training; validation runs it as it is and needs no second compilation.
         encoded = self.encoder(batch, known) if self.training else self.encoder.forward(batch, known)
         with full_precision(encoded) as features:
             return self.losses_of_heads(features, batch)
 
-    def losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def losses_of_heads(self, features: Tensor, batch: Any) -> tuple[Tensor, Tensor, dict[str, Answer]]:
         """The same from the encoder's features [N, D], in single precision at least."""
-        sums, counts, predicted = [], [], {}
+        sums, counts, answers = [], [], {}
         # Labels of the first heads only: the others have none here, as old heads have in the new property's data.
         labels = nn.functional.pad(batch.labels, (0, len(self.names) - batch.labels.shape[1]), value=torch.nan)
         for index, (name, head) in enumerate(self.named_heads()):
-            scaled = head(features, batch)
-            losses, known = head.masked_loss(scaled, head.target(labels[:, index], batch), batch)  # [B]
+            own, asked, column = features, batch, labels[:, index]
+            if not head.is_single:
+                own, asked, column = _labelled(features, batch, column)
+            scaled, target = head(own, asked), head.target(column, asked)
+            losses, known = head.masked_loss(scaled, target, asked)  # [B]
             sums.append(losses.sum())
             counts.append(known.sum())
-            predicted[name] = head.predict(scaled.detach(), batch)
-        return torch.stack(sums), torch.stack(counts), predicted
+            answers[name] = Answer(scaled.detach(), asked, target)
+        return torch.stack(sums), torch.stack(counts), answers
 
     def named_heads(self) -> list[tuple[str, Head]]:
         """Property name and head, in the order of the labels."""
@@ -241,6 +260,17 @@ class MultiTaskModule(lightning.LightningModule):
             f"the batch holds the crystals {', '.join(ids)}: look for extreme labels among them, "
             "or lower optimization.learning_rate"
         )
+
+
+def _labelled(features: Tensor, batch: Any, column: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """Features [N, D], batch and labels [B] of the crystals that have one; of the first where there is none."""
+    kept = ~column.isnan()
+    if bool(kept.all()):
+        return features, batch, column
+    if not bool(kept.any()):
+        kept = torch.arange(len(kept), device=kept.device) == 0
+    part, atoms = batch.part(kept)
+    return features.index_select(0, atoms), part, column[kept]
 
 
 def epoch_mean(metric: Any) -> Tensor:
