@@ -1,6 +1,6 @@
 """Weak scaling: one process, and two of one thread each that train together, by turns on the same crystals.
 
-``python -m foundation.benchmarks.scaling DATA ROUNDS STEPS`` is one of the two processes.
+``python -m foundation.benchmarks.scaling JOB`` is one of the two processes; the job says what ``run_scaling`` is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datamodules.batching import GraphArrays, build_graphs
+from datamodules.batching import build_graphs
+from datamodules.crystals import Crystal
 from datamodules.dealing import Work
 from datamodules.sampling import Rows
 from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec
@@ -39,13 +40,14 @@ IDLE = 0.9  # share of a core that a process must get for its figures to say som
 _SPIN_SECONDS = 0.2
 
 
-def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
+def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool) -> dict[str, Any]:
     """Start the two processes and put their figures together.
 
     Args:
         data: JSON-lines file of crystals; None for those that ship.
         rounds: How often every way is timed.
         steps: Steps of the two processes in each.
+        compile: Whether the encoder is compiled, as it is in long runs.
 
     Returns:
         ``efficiency`` of every way by ``wall`` and by ``processor`` time, where that of the slower process of each
@@ -55,7 +57,8 @@ def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", __name__, str(data or ""), str(rounds), str(steps)]
+    job = {"data": data and str(data), "rounds": rounds, "steps": steps, "compile": compile}
+    command = [sys.executable, "-m", __name__, json.dumps(job)]
     launched = []
     for rank in "01":
         names = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -80,11 +83,13 @@ def run_scaling(data: Path | None, rounds: int, steps: int) -> dict[str, Any]:
 class Trainer:
     """A model and the crystals that it trains on, in one of the processes."""
 
-    def __init__(self, graphs: GraphArrays) -> None:
+    def __init__(self, crystals: list[Crystal], compile: bool) -> None:
         torch.manual_seed(0)
-        self.graphs = graphs
-        self.work = Work(graphs)
         self.module = build_module(benchmark_spec(), Optimization()).train()
+        if compile:
+            self.module.encoder.compile(dynamic=True)
+        self.graphs = build_graphs(crystals, self.module.encoder.recipe)
+        self.work = Work(self.graphs)
         self.together = DistributedDataParallel(_Step(self.module))
         self.optimizer = torch.optim.AdamW(self.module.parameters(), foreach=True)
         self.random = np.random.default_rng(0)  # the same in both processes
@@ -167,12 +172,12 @@ def _share_of_a_core() -> float:
     return float(share)
 
 
-def main(data: str, rounds: int, steps: int) -> None:
+def main(job: dict[str, Any]) -> None:
     """Be one of the two processes; the first prints what both found."""
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.init_process_group("gloo")
-    found = _measure(data, rounds, steps)
+    found = _measure(**job)
     # The wrapped model has to go before the group does: a reducer that outlives its group can wait for it for ever.
     gc.collect()
     if dist.get_rank() == 0:
@@ -180,19 +185,25 @@ def main(data: str, rounds: int, steps: int) -> None:
     dist.destroy_process_group()
 
 
-def _measure(data: str, rounds: int, steps: int) -> dict[str, Any]:
-    crystals = benchmark_crystals(Path(data) if data else None)
-    trainer = Trainer(build_graphs(crystals, build_module(benchmark_spec(), Optimization()).encoder.recipe))
-    trainer.round(1)  # warms up
+def _measure(data: str | None, rounds: int, steps: int, compile: bool) -> dict[str, Any]:
+    trainer = Trainer(benchmark_crystals(Path(data) if data else None), compile)
+    for _ in range(2 + compile):  # warms up
+        trainer.round(1)
     core: list[float] = []
     found: dict[str, list[list[float]]] = {name: [] for name in ("alone", *WAYS)}
     for _ in range(rounds):
         core.append(_share_of_a_core())
         for name, seconds in trainer.round(steps).items():
             found[name].append(seconds)
-    return {**found, "core": core, "all_reduce_seconds": _all_reduce_seconds(trainer), "steps": steps}
+    return {
+        **found,
+        "core": core,
+        "all_reduce_seconds": _all_reduce_seconds(trainer),
+        "steps": steps,
+        "compile": compile,
+    }
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(json.loads(sys.argv[1]))

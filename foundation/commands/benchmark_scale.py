@@ -21,6 +21,7 @@ def scaling_parser() -> OneLineParser:
     made.add_argument("--data", metavar="FILE", help="JSON-lines of crystals; by default those of `benchmark`")
     made.add_argument("--rounds", type=int, default=9, help="rounds (%(default)s)")
     made.add_argument("--steps", type=int, default=10, help="steps of the two processes in a round (%(default)s)")
+    made.add_argument("--compile", action="store_true", help="compile the encoder, as long runs do")
     return made
 
 
@@ -48,7 +49,7 @@ def _scaling(args: argparse.Namespace) -> int:
     from foundation.commands.report import number, print_table
     from foundation.files import write_json
 
-    found = run_scaling(crystals_file(args.data), max(1, args.rounds), max(1, args.steps))
+    found = run_scaling(crystals_file(args.data), max(1, args.rounds), max(1, args.steps), args.compile)
     rows = []
     for way, clock in itertools.product(WAYS, CLOCKS):
         each = found["efficiency"][way][clock]
