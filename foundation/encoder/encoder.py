@@ -135,6 +135,18 @@ class EquivariantEncoder(nn.Module):
             parts += [(f"blocks.{index}.{name}", part) for name, part in block.named_children()]
         return OrderedDict([*parts, ("readout", self.readout)])
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what calls of this module run where gradients are wanted; ``torch.compile``'s arguments.
+
+        On a CPU each block by itself: blocks of the same shapes share what is compiled, which takes little more than
+        half as long, and a step takes the same. On a GPU the whole, since there the start of every kernel counts.
+        """
+        if next(self.parameters()).is_cuda:
+            super().compile(*args, **kwargs)
+        else:
+            for block in self.blocks:
+                block.compile(*args, **kwargs)
+
     def forward(self, batch: Any, known: Known | None = None) -> Tensor:
         """Features of every atom.
 
@@ -150,7 +162,7 @@ class EquivariantEncoder(nn.Module):
         edges = self._geometry(batch)
         start, features = (0, self._embed(batch)) if known is None else known
         for index in range(start, len(self.blocks)):
-            features = self.blocks[index](features, edges)
+            features = self._block(index, features, edges)
         out: Tensor = self.readout(features)
         return out
 
@@ -166,8 +178,14 @@ class EquivariantEncoder(nn.Module):
         edges = self._geometry(batch)
         features = self._embed(batch)
         for index in range(blocks):
-            features = self.blocks[index](features, edges)
+            features = self._block(index, features, edges)
         return Known(blocks, features)
+
+    def _block(self, index: int, features: list[Tensor], edges: EdgeGeometry) -> list[Tensor]:
+        # A compiled block is compiled for training: without gradients it runs as it is, and is not compiled again.
+        block = self.blocks[index]
+        updated: list[Tensor] = block(features, edges) if torch.is_grad_enabled() else block.forward(features, edges)
+        return updated
 
     def _embed(self, batch: Any) -> list[Tensor]:
         return [self.embedding(batch.z, batch.cutoff - self.recipe.shell_width)]

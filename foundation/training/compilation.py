@@ -32,8 +32,8 @@ Asked = bool | Literal["auto"]
 
 # Measured for the configured encoder on one otherwise idle thread: the first compilation on a machine, one whose
 # code is in the cache, and the share of a training step that is saved, rounded so that a doubtful run stays eager.
-COLD_SECONDS = 180.0
-WARM_SECONDS = 25.0
+COLD_SECONDS = 110.0
+WARM_SECONDS = 15.0
 SAVED_SHARE = 0.5
 
 _TIMED_STEPS = 4  # the first of them warms up
@@ -202,7 +202,7 @@ def _cost(key: str) -> float:
 def _key(trainer: lightning.Trainer, module: MultiTaskModule) -> str:
     """What compiled code depends on, as a name."""
     frozen = [name for name, rate in module.rates.items() if rate == 0]
-    parts = [str(module.encoder), frozen, torch.__version__, module.device.type, str(trainer.precision)]
+    parts = ["by blocks", str(module.encoder), frozen, torch.__version__, module.device.type, str(trainer.precision)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
