@@ -84,7 +84,7 @@ def accuracy_parser() -> OneLineParser:
         "--compile-from",
         type=a_duration,
         metavar="SECONDS",
-        help="shortest budget at which ours and NequIP are compiled; by default where it pays, 360 s and 220 s",
+        help="shortest budget at which ours and NequIP are compiled; by default where it pays, 220 s",
     )
     return made
 
