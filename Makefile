@@ -41,12 +41,14 @@ lint: $(INSTALLED)  ## what pre-commit runs: ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(PACKAGES)
 
+# One thread, as the README's figures are, unless OMP_NUM_THREADS says otherwise.
 benchmark: $(INSTALLED)  ## training, predicting and graph building rates; OUT=FILE keeps them
-	$(BIN)/foundation benchmark $(if $(OUT),--out $(OUT))
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/foundation benchmark $(if $(OUT),--out $(OUT))
 
 # PEERS='nequip=ENV/bin/python alignn=ENV/bin/python': see foundation/benchmarks/peers/README.md
 benchmark-full: $(INSTALLED)  ## where time goes, how cost grows, peers side by side; OUT=DIR PEERS=...
-	$(BIN)/foundation benchmark full --out $(or $(OUT),runs/benchmark-full) $(if $(PEERS),--peers $(PEERS))
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/foundation benchmark full --out $(or $(OUT),runs/benchmark-full) \
+		$(if $(PEERS),--peers $(PEERS))
 
 benchmark-accuracy: $(INSTALLED)  ## error at equal processor time, beside the peers; OUT=DIR PEERS=...
 	OMP_NUM_THREADS=1 $(BIN)/foundation benchmark accuracy --jobs 2 --out $(or $(OUT),runs/benchmark-accuracy) \

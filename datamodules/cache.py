@@ -25,10 +25,11 @@ def kept(store: CrystalStore, kind: str, key: list[Any], write: Callable[[Path],
     Args:
         store: The store that it is made from.
         kind: What it is.
-        key: Plain values that the content depends on; they make its name, so that it cannot be stale.
+        key: Plain values that the content depends on besides the store's files; with them they make its name, so that
+            it cannot be stale.
         write: Writes the content into a folder that is there.
     """
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    name = hashlib.sha256(json.dumps([store.files_hash, *key]).encode()).hexdigest()[:24]
     place = store.path / kind / name
     if place.is_dir():
         return place

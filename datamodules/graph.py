@@ -44,8 +44,8 @@ class NeighborRecipe:
 
     @property
     def key(self) -> str:
-        """Hash that names a graph cache; a changed recipe or recipe code version is another key."""
-        text = json.dumps({"version": 1, **asdict(self)}, sort_keys=True)
+        """Hash of the recipe."""
+        text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

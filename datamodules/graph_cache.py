@@ -6,7 +6,9 @@ share one copy in the system's page cache, and none holds an array of its own th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datamodules import batching, graph
 from datamodules.batching import GraphArrays, build_graphs
 from datamodules.cache import kept
 from datamodules.crystals import Crystal
 from datamodules.graph import NeighborRecipe
 from datamodules.store import CrystalStore
 
-LAYOUT = 3  # of the files below; another layout is another cache
 CHUNK = 1000  # crystals whose graphs are held in memory while a cache is made
 _ARRAYS = ("atom_ptr", "edge_ptr", "numbers", "frac_coords", "lattices", "sender", "receiver", "shift", "cutoff")
 
@@ -28,17 +30,27 @@ _ARRAYS = ("atom_ptr", "edge_ptr", "numbers", "frac_coords", "lattices", "sender
 def cached_graphs(store: CrystalStore, recipe: NeighborRecipe) -> GraphArrays:
     """Graphs of all crystals of a store, memory-mapped from a cache that is made on first use.
 
-    The cache is named by the content hash of the store, the recipe and the layout of the files, so it cannot be
-    stale: other content, another recipe or another layout is another folder.
+    The cache is named by the store's files, the recipe and the code that makes it, so it cannot be stale: another of
+    them is another folder.
     """
-    place = kept(store, "graphs", cache_key(store, recipe), lambda folder: _write(folder, store, recipe))
+    place = kept(store, "graphs", cache_key(recipe), lambda folder: _write(folder, store, recipe))
     # As plain arrays: every operation on numpy's own class of mapped arrays costs microseconds more.
     return GraphArrays(**{array: np.asarray(np.load(place / f"{array}.npy", mmap_mode="r")) for array in _ARRAYS})
 
 
-def cache_key(store: CrystalStore, recipe: NeighborRecipe) -> list[Any]:
-    """What the graphs of a store depend on."""
-    return [store.content_hash, recipe.key, LAYOUT]
+def cache_key(recipe: NeighborRecipe) -> list[Any]:
+    """What the graphs of a store depend on besides the store."""
+    return [recipe.key, CODE]
+
+
+def code_hash(sources: Iterable[str]) -> str:
+    """Hash of what finds neighbours and lays out the files: some of our sources, and pymatgen's version."""
+    text = [*(Path(source).read_text(encoding="utf-8") for source in sources), version("pymatgen")]
+    return hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
+
+
+# Once, on import: a source that changes later is not what this process runs.
+CODE = code_hash([graph.__file__, batching.__file__, __file__])
 
 
 def _write(folder: Path, store: CrystalStore, recipe: NeighborRecipe) -> None:

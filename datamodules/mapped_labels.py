@@ -31,5 +31,5 @@ def mapped_labels(store: CrystalStore, names: Sequence[str], read: Callable[[], 
     def write(folder: Path) -> None:
         np.save(folder / "labels.npy", read().astype(dtype))
 
-    place = kept(store, "labels", [store.content_hash, list(names), str(dtype), LAYOUT], write)
+    place = kept(store, "labels", [list(names), str(dtype), LAYOUT], write)
     return torch.from_numpy(np.asarray(np.load(place / "labels.npy", mmap_mode="c")))

@@ -22,11 +22,11 @@ def space_groups_of(store: CrystalStore, rows: npt.NDArray[np.int64]) -> npt.NDA
     """[K] space groups of some crystals of a store, by ``datamodules.matching``; 0 where there is none.
 
     A space group costs milliseconds, those of a large store minutes. So those found are kept in a file of a byte a
-    crystal, named like the cache of graphs by the content of the store, in its folder or, where that cannot be
+    crystal, named like the cache of graphs by the files of the store, in its folder or, where that cannot be
     written, in the system's temporary folder. Two processes that find different ones at once each write a whole file;
     the last stays, and what the other found is found again when it is needed.
     """
-    name = hashlib.sha256(json.dumps([store.content_hash, SYMPREC]).encode()).hexdigest()[:24] + ".npy"
+    name = hashlib.sha256(json.dumps([store.files_hash, SYMPREC]).encode()).hexdigest()[:24] + ".npy"
     places = [store.path / "space_groups", Path(tempfile.gettempdir()) / f"foundation-space-groups-{os.getuid()}"]
     kept = np.full(len(store), _UNKNOWN, dtype=np.uint8)
     for place in places:

@@ -6,6 +6,7 @@ polars and duckdb open it), ``manifest.json``, ``rejected.csv`` and ``conflicts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
@@ -40,12 +41,14 @@ class CrystalStore:
         path: The folder.
         manifest: What ``manifest.json`` says: counts, sources, statistics, versions.
         table: The Arrow table, one row per crystal.
+        files_hash: Hash of the files as they were found: what is kept beside the store is named by it.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], table: pa.Table) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], table: pa.Table, files_hash: str) -> None:
         self.path = path
         self.manifest = manifest
         self.table = table
+        self.files_hash = files_hash
         self.properties = {item["name"]: Property(**item) for item in manifest["properties"]}
 
     @classmethod
@@ -69,8 +72,10 @@ class CrystalStore:
                 "import the sources again"
             )
         try:
+            # Before they are opened: should one be replaced in between, no later process has this hash.
+            files_hash = _files_hash(path, [MANIFEST, *manifest["shards"]])
             shards = [pa.ipc.open_file(pa.memory_map(str(path / name))).read_all() for name in manifest["shards"]]
-            store = cls(path, manifest, pa.concat_tables(shards))
+            store = cls(path, manifest, pa.concat_tables(shards), files_hash)
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
             raise InputError(f"{path}: the store is torn ({error}); import the sources again") from error
         if len(store) != manifest["counts"]["crystals"]:
@@ -82,14 +87,14 @@ class CrystalStore:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the shards and the properties' units: the same for the same content."""
+        """SHA-256 of the shards and the properties' units, as the import noted it; not compared with the shards."""
         return str(self.manifest["content_hash"])
 
     def blocks(self) -> Iterator[tuple[int, CrystalStore]]:
         """The store in parts that fit into memory, each with the row it begins at: a shard is a block."""
         start = 0
         for chunk in self.table["id"].chunks:
-            yield start, CrystalStore(self.path, self.manifest, self.table.slice(start, len(chunk)))
+            yield start, CrystalStore(self.path, self.manifest, self.table.slice(start, len(chunk)), self.files_hash)
             start += len(chunk)
 
     def formula_codes(self) -> tuple[npt.NDArray[np.int32], list[str]]:
@@ -211,3 +216,13 @@ class CrystalStore:
     def _array(self, name: str) -> pa.Array:
         column = self.table[name]
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _files_hash(path: Path, names: Sequence[str]) -> str:
+    """Hash of names, sizes and times of change of a store's files, which costs the same for any number of rows.
+
+    A copy that does not keep times has another hash than its original, which costs a cache, and not a wrong result.
+    """
+    found = [(name, (path / name).stat()) for name in names]
+    text = json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in found])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import replace
@@ -23,7 +24,7 @@ from datamodules.crystals import as_crystal
 from datamodules.errors import InputError
 from datamodules.matching import reduced_formula
 from datamodules.properties import KNOWN
-from foundation.benchmarks import accuracy, full, rates
+from foundation.benchmarks import accuracy, full, full_report, rates
 from foundation.benchmarks.accuracy import Cell, Plan, best_rate, compare, job_of, rates_at_the_edge
 from foundation.benchmarks.accuracy_report import report
 from foundation.benchmarks.contestants import PEERS, absent, code_hash, parse_peers, run_job
@@ -353,7 +354,12 @@ def test_the_full_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pyte
     spec = ModelSpec(TINY_ENCODER, {target.name: HeadSpec("heads.ScalarHead", {}, target)})
     monkeypatch.setattr(full, "benchmark_spec", lambda: spec)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **settings: None)  # a minute of compiling
+    measured = []
+    for name in ("measure_step", "measure_growth"):
+        kept = getattr(full, name)
+        monkeypatch.setattr(full, name, lambda *given, name=name, kept=kept: measured.append(name) or kept(*given))
     full.run_full(tmp_path, None, "cpu", {}, 1, 3000)
+    assert measured == ["measure_step", "measure_step", "measure_growth"]  # whose batches would be the peak of memory
     written = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "benchmark.png").stat().st_size > 0
     assert written["ratios"] == {}
@@ -363,6 +369,30 @@ def test_the_full_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pyte
         assert 0 < step["share_of_matrix_product_rate"] < 1
         assert len(step["dominant"]) == 3
         assert 0 <= step["off_processor_share_of_wall_time"] <= 1
+
+
+@pytest.mark.parametrize("sizes", [[64, 128], [64]])
+def test_the_plot_holds_every_exponent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    batches = {"edges": [100, 200], "atoms": [10, 20], "seconds": [1.0, 2.0]}
+    crystals: dict[str, Any] = {"counts": sizes, "predict_seconds": sizes, "graph_seconds": sizes}
+    if len(sizes) > 1:
+        crystals |= {"predict": 0.95, "graphs": 0.96}
+    growth = {
+        "train": {**batches, "with_edges": 0.91, "with_atoms": 0.92},
+        "predict": {**batches, "with_edges": 0.93, "with_atoms": 0.94},
+        "crystals": crystals,
+    }
+    step = {"split": {"forward": 0.4, "backward": 0.6}}
+    shown: list[str] = []
+
+    def save(figure: Any, out: Path) -> None:
+        shown.extend(text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().texts)
+
+    monkeypatch.setattr(full_report, "save", save)
+    full_report._plot(tmp_path / "plot.png", {"peers": [], "eager": step, "compiled": step, "growth": growth})
+    powers = re.findall(r"(\w+)\^([\d.]+)", " ".join(shown))
+    of_batches = [("edges", "0.91"), ("atoms", "0.92"), ("edges", "0.93"), ("atoms", "0.94")]
+    assert powers == of_batches + [("crystals", "0.95"), ("crystals", "0.96")] * (len(sizes) > 1)
 
 
 def test_shares_of_peak_are_weighted_by_the_time_of_each_launch() -> None:

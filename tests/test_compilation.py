@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,17 @@ from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training import compilation
 
 Run = Callable[..., Answer]
+
+# The program as it is, and then what torch says of its cache of compiled graphs.
+COUNTED = """
+import sys
+from foundation.cli import main
+code = main()
+from torch._dynamo.utils import counters
+found = counters["inductor"]
+print("cache:", found["fxgraph_cache_hit"], "hits,", found["fxgraph_cache_miss"], "misses", file=sys.stderr)
+sys.exit(code)
+"""
 
 
 @pytest.fixture
@@ -185,17 +197,27 @@ def test_compiled_four_epochs_are_two_and_two_resumed(tiny_store: Path, tmp_path
     def pretrain(name: str, epochs: int, *more: object) -> str:
         command = ["pretrain", *words, "--trainer.max_epochs", epochs, "--optimization.schedule_epochs", 4, *more]
         return subprocess.run(
-            [sys.executable, "-m", "foundation", *map(str, command), "--out", str(tmp_path / name)],
+            [sys.executable, "-c", COUNTED, *map(str, command), "--out", str(tmp_path / name)],
             env=env,
             capture_output=True,
             text=True,
             check=True,
         ).stderr
 
-    assert "compile: took " in pretrain("four", 4, "--compile", "true")
-    pretrain("two", 2, "--compile", "true")
+    def cache(printed: str) -> tuple[int, int]:
+        found = re.search(r"^cache: (\d+) hits, (\d+) misses$", printed, re.MULTILINE)
+        assert found, printed
+        return int(found[1]), int(found[2])
+
+    cold = pretrain("four", 4, "--compile", "true")
+    assert "compile: took " in cold
+    hits, misses = cache(cold)
+    assert hits == 0
+    assert misses > 0
+    assert cache(pretrain("two", 2, "--compile", "true")) == (misses, 0)  # what the first compiled, the second finds
     resumed = pretrain("two", 4, "--resume", tmp_path / "two" / "checkpoints" / "last.ckpt")
     assert "compile: yes, as in the run that this one goes on from" in resumed
+    assert cache(resumed) == (misses, 0)
     one, two = read(tmp_path / "four"), read(tmp_path / "two")
     parts = ("state_dict", "optimizer_states", "current_model_state", "averaging_state")
     assert [found for part in parts for found in differing(one[part], two[part], part)] == []

@@ -12,7 +12,9 @@ from e3nn import o3
 from testing import atom_features, batch_of, close, compounds, default_dtype, random_crystal, rock_salt, tiny_encoder
 
 from datamodules.crystals import Crystal
+from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
 from foundation.encoder.encoder import EquivariantEncoder
+from foundation.encoder.irreps import split_channels
 from foundation.encoder.products import ChannelwiseProduct, bounded, inner, squared_norm
 from foundation.encoder.radial import envelope
 
@@ -135,6 +137,66 @@ def test_products_are_those_of_e3nn(degrees: tuple[int, int, int]) -> None:
     expected = reference(first.transpose(1, 2).flatten(1), second.transpose(1, 2).flatten(1))
     actual = ChannelwiseProduct(l1, l2, l3)(first, second).transpose(1, 2).flatten(1)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["scalars only", "all degrees"])
+def test_messages_are_products_of_e3nn(first: bool) -> None:
+    """Paths 0 x l -> l, l x 0 -> l and l x l -> 0, weighted, summed at the receiver and mixed.
+
+    With e3nn's "component" normalisation and without that of paths, its product (l, l, 0) is ours divided by
+    sqrt(2l + 1), and the two others are ours: no path is rescaled for how many lead to the same degree.
+    """
+    with default_dtype(torch.float64):
+        torch.manual_seed(0)
+        atoms, count, irreps = 5, 40, o3.Irreps("6x0e+4x1o+3x2e")
+        channels, degrees = split_channels(irreps), range(3)
+        layer = EdgeConvolution(str(irreps), num_radial=8, radial_hidden=7, num_neighbors=9.0, first=first)
+        features = [torch.randn(atoms, 6), *(torch.randn(atoms, 2 * k + 1, channels[k]) for k in (1, 2))]
+        vector = torch.nn.functional.normalize(torch.randn(count, 3), dim=1)
+        edges = EdgeGeometry(
+            sender=torch.randint(atoms, (count,)),
+            receiver=torch.randint(atoms, (count,)),
+            radial=torch.randn(count, 8),
+            envelope=torch.rand(count),
+            harmonics=[o3.spherical_harmonics(k, vector, False, normalization="component") for k in (1, 2)],
+        )
+        actual = layer(features[:1] if first else features, edges)
+
+        scalars = layer.norm(features[0])
+        hidden = layer.radial_in(edges.radial) + layer.sender_in(scalars)[edges.sender]
+        hidden = torch.nn.functional.silu(hidden + layer.receiver_in(scalars)[edges.receiver])
+        weights = (layer.radial_out(hidden) * edges.envelope[:, None]).split(layer.paths, dim=1)
+        # What is sent: scalars to be kept, those to be multiplied with each harmonic, and of higher degrees those to
+        # be contracted with it and those to be passed on.
+        parts = list(layer.send_scalars(scalars).split(channels, dim=1))
+        terms = [(0, 0, 0), (0, 1, 1), (0, 2, 2)]  # degrees of what is sent, of the harmonic, and of the message
+        if not first:
+            sent = [send(part).chunk(2, dim=2) for send, part in zip(layer.send_higher, features[1:], strict=True)]
+            parts += [part for kind in (0, 1) for part in (sent[0][kind], sent[1][kind])]
+            terms += [(1, 1, 0), (2, 2, 0), (1, 0, 1), (2, 0, 2)]
+        harmonics = [torch.ones(count, 1), *edges.harmonics]
+        messages: list[list[torch.Tensor]] = [[] for _ in degrees]
+        for (sent_degree, degree, out), part, weight in zip(terms, parts, weights, strict=True):
+            mul = part.shape[-1]
+            kinds = [[(mul, (sent_degree, (-1) ** sent_degree))], [(1, (degree, (-1) ** degree))]]
+            product = o3.TensorProduct(
+                *map(o3.Irreps, kinds),
+                o3.Irreps([(mul, (out, (-1) ** out))]),
+                [(0, 0, 0, "uvu", True)],
+                irrep_normalization="component",
+                path_normalization="none",
+                shared_weights=False,
+            )
+            rows = part[edges.sender]
+            flat = rows if sent_degree == 0 else rows.transpose(1, 2).flatten(1)
+            factor = (2 * degree + 1) ** 0.5 if out == 0 else 1.0
+            messages[out].append(factor * product(flat, harmonics[degree], weight))
+        together = [torch.cat(messages[0], dim=1), *(sum(messages[k][1:], messages[k][0]) for k in (1, 2))]
+        for degree, (message, mix) in enumerate(zip(together, [layer.mix_scalars, *layer.mix_higher], strict=True)):
+            total = torch.zeros(atoms, message.shape[1]).index_add_(0, edges.receiver, message) / 3.0
+            if degree:
+                total = total.unflatten(1, (channels[degree], 2 * degree + 1)).transpose(1, 2)
+            torch.testing.assert_close(actual[degree], mix(total), atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("degrees", [(1, 1, 1), (1, 1, 3), (2, 2, 5)])

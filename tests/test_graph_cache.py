@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from testing import compounds, make_store, random_crystal
 
@@ -51,17 +54,65 @@ def test_indices_and_translations_take_the_smallest_type(tmp_path: Path, monkeyp
     np.testing.assert_allclose(np.sort(vectors.norm(dim=1)), np.sort(near.norm(dim=1)), rtol=1e-5)
 
 
-def test_another_recipe_layout_or_content_is_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_recipe_code_or_content_is_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CrystalStore.open(make_store(tmp_path / "store", compounds(6)))
     sizes = [len(cached_graphs(store, recipe).sender) for recipe in (RECIPE, NeighborRecipe(6), RECIPE)]
     assert sizes[0] == sizes[2] > sizes[1]
     assert len(caches(store)) == 2
-    monkeypatch.setattr(graph_cache, "LAYOUT", graph_cache.LAYOUT + 1)
+    monkeypatch.setattr(graph_cache, "CODE", "other")
     cached_graphs(store, RECIPE)
     assert len(caches(store)) == 3
     other = CrystalStore.open(make_store(tmp_path / "other", compounds(6, seed=1)))
     cached_graphs(other, RECIPE)
     assert not caches(store) & caches(other)
+
+
+def test_a_shard_that_changed_has_new_graphs(tmp_path: Path) -> None:
+    original = CrystalStore.open(make_store(tmp_path / "store", compounds(6)))
+    found = cached_graphs(original, RECIPE)
+    shutil.copytree(original.path, tmp_path / "copy")  # with its cache and its times
+    copy = CrystalStore.open(tmp_path / "copy")
+    assert cached_graphs(copy, RECIPE).cutoff.tolist() == found.cutoff.tolist()
+    assert caches(copy) == caches(original)
+    shard = tmp_path / "copy" / "crystals-00000.arrow"
+    lattice = pa.FixedSizeListArray.from_arrays(pa.array(0.7 * original.lattices.reshape(-1)), 9)
+    table = pa.Table.from_batches(original.table.to_batches()).set_column(
+        original.table.schema.get_field_index("lattice"), original.table.schema.field("lattice"), lattice
+    )
+    size = shard.stat().st_size
+    with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert shard.stat().st_size == size  # so that the time alone tells
+    changed = CrystalStore.open(tmp_path / "copy")
+    expected = build_graphs([changed.crystal(row) for row in range(6)], RECIPE)
+    graphs = cached_graphs(changed, RECIPE)
+    np.testing.assert_array_equal(graphs.lattices, changed.lattices)
+    np.testing.assert_array_equal(graphs.cutoff, expected.cutoff)
+    assert graphs.cutoff.tolist() != found.cutoff.tolist()
+
+
+def test_a_copy_without_its_times_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    original = CrystalStore.open(make_store(tmp_path / "store", compounds(6)))
+    found = cached_graphs(original, RECIPE)
+    shutil.copytree(original.path, tmp_path / "copy")
+    for file in (tmp_path / "copy").iterdir():
+        os.utime(file)
+    copy = CrystalStore.open(tmp_path / "copy")
+    np.testing.assert_array_equal(cached_graphs(copy, RECIPE).sender, found.sender)
+    assert len(caches(copy)) == 2
+    assert copy.content_hash == original.content_hash
+
+
+def test_code_that_changed_is_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "graph.py"
+    source.write_text("CUTOFF = 5")
+    before = graph_cache.code_hash([str(source)])
+    assert graph_cache.code_hash([str(source)]) == before
+    source.write_text("CUTOFF = 6")
+    assert graph_cache.code_hash([str(source)]) != before
+    source.write_text("CUTOFF = 5")
+    monkeypatch.setattr(graph_cache, "version", lambda package: "0.0")
+    assert graph_cache.code_hash([str(source)]) != before
 
 
 def test_a_store_without_crystals_has_graphs(tmp_path: Path) -> None:

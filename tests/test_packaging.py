@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,21 @@ def test_the_makefile_uses_what_pyproject_declares(pyproject: dict[str, Any]) ->
     condition = f"({low.replace('.', ', ')}) <= sys.version_info < ({high.replace('.', ', ')})"
     assert condition in makefile
     assert set(re.findall(r"\$\(BIN\)/(\w+)", makefile)) >= set(pyproject["project"]["scripts"])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("target", ["benchmark", "benchmark-full"])
+@pytest.mark.parametrize(("given", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_make_benchmarks_on_one_thread_unless_told(
+    tmp_path: Path, target: str, given: dict[str, str], threads: str
+) -> None:
+    program, installed = tmp_path / "foundation", tmp_path / "installed"
+    program.write_text('#!/bin/sh\necho "threads=$OMP_NUM_THREADS"\n')
+    program.chmod(0o755)
+    installed.touch()
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given
+    command = ["make", "-s", "-C", str(ROOT), target, f"BIN={tmp_path}", f"INSTALLED={installed}"]
+    assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout == f"threads={threads}\n"
 
 
 def test_continuous_integration_runs_the_tests() -> None:

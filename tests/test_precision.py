@@ -48,6 +48,24 @@ def test_a_step_in_bfloat16_is_close_and_its_sums_are_single_precision(module: M
     close(*(torch.cat([g.flatten() for g in each]) for each in (rounded_gradients, gradients)), 0.05)
 
 
+def test_sums_over_neighbours_are_single_precision_in_every_block(
+    module: MultiTaskModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(compounds(6), module.encoder.recipe, [[0.0]] * 6)
+    dtypes: list[tuple[torch.dtype, torch.dtype]] = []
+    index_add_ = torch.Tensor.index_add_
+
+    def watched(self: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        dtypes.append((self.dtype, source.dtype))
+        return index_add_(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module.encoder(batch)
+    assert len(dtypes) >= 3 * len(module.encoder.blocks)  # one for every degree
+    assert set(dtypes) == {(torch.float32, torch.float32)}
+
+
 def test_heads_and_losses_are_outside_of_autocast(module: MultiTaskModule, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same features from the encoder, autocast changes no bit of a loss."""
     batch = batch_of(compounds(6), module.encoder.recipe, [[1.0]] * 6)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sqlite3
+import tracemalloc
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,31 @@ def test_cif_with_several_structures_one_of_them_bad(tmp_path: Path) -> None:
     assert [record.problem for record in records] == [None, "unreadable", "disordered"]
     assert same_as_nacl(records[0])
     assert records[1].id == "bad"
+
+
+@pytest.mark.parametrize("name", ["many.csv", "many.csv.gz", "many.cif", "many.cif.gz"])
+def test_long_files_are_read_in_little_memory(tmp_path: Path, name: str) -> None:
+    cif = str(CifWriter(NACL)) + 1000 * f"#{'x' * 98}\n"
+    rows = ['"{}",{}\n'.format(cif.replace('"', '""'), row) for row in range(200)]
+    path = dump(tmp_path / name, "cif,gap\n" + "".join(rows) if "csv" in name else 200 * cif)
+    tracemalloc.start()
+    records = list(islice(read_source(path), 3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(same_as_nacl(record) for record in records)
+    assert [record.labels for record in records] == [{"gap": row} if "csv" in name else {} for row in range(3)]
+    assert peak < 5e6 < 200 * len(cif) / 4
+
+
+def test_a_cif_that_is_torn_keeps_what_was_read(tmp_path: Path) -> None:
+    text = "".join(f"{CifWriter(NACL)}# {os.urandom(20_000).hex()}\n" for _ in range(20))
+    path = dump(tmp_path / "many.cif.gz", text)
+    path.write_bytes(path.read_bytes()[:-100_000])
+    records = list(read_structures(path))
+    assert 10 < len(records) < 20
+    assert all(same_as_nacl(record) for record in records[:-1])
+    assert (records[-1].id, records[-1].problem) == (f"many-{len(records) - 1}", "unreadable")
+    assert "fetch or make the file again" in records[-1].detail
 
 
 @pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.xyz", "a.db", "a.traj", "a.png", "a.cif.gz", "a.xyz.gz"])

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections.abc import Iterable, Iterator
 
 from datamodules.crystals import Crystal, as_crystal
 
-_BLOCK = re.compile(r"(?im)^(?=data_)")
 
-
-def cif_blocks(text: str) -> list[str]:
-    """The data blocks of a CIF that hold structures; one that cannot be read where there are none.
+def cif_blocks(lines: Iterable[str]) -> Iterator[str]:
+    """The data blocks of a CIF that hold structures, one at a time; one that cannot be read where there are none.
 
     Blocks without atoms hold the bibliography; a file of such blocks only is unreadable.
+
+    Args:
+        lines: Its lines, with their ends.
     """
-    blocks = [block for block in _BLOCK.split(text) if block.lower().startswith("data_")]
-    return [block for block in blocks if "_atom_site" in block] or blocks[:1] or [""]
+    without: str | None = None
+    found = False
+    for block in _blocks(lines):
+        if "_atom_site" in block:
+            found = True
+            yield block
+        elif without is None:
+            without = block
+    if not found:
+        yield without or ""
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[str]:
+    """From a line that begins with ``data_`` to the next; what stands before the first is in none."""
+    block: list[str] = []
+    for line in lines:
+        if line[:5].lower() == "data_":
+            if block:
+                yield "".join(block)
+            block = [line]
+        elif block:
+            block.append(line)
+    if block:
+        yield "".join(block)
 
 
 def crystal_of_cif(text: str, id: str = "") -> Crystal:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -67,11 +68,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: If the file cannot be read or its compression is torn.
     """
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.name.endswith(".gz") else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch or make the file again") from error
+    with opened(path) as file:
+        return file.read()
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -80,10 +78,21 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Raises:
         InputError: If the file cannot be read or its compression is torn.
     """
+    with opened(path) as file:
+        for line in file:
+            yield line.rstrip(b"\r\n")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be read, decompressed where it ends in ``.gz``.
+
+    Raises:
+        InputError: If the file cannot be read or its compression is torn, which may show late.
+    """
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            for line in file:
-                yield line.rstrip(b"\r\n")
+        with cast("IO[bytes]", gzip.open(path)) if path.name.endswith(".gz") else path.open("rb") as file:
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch or make the file again") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +110,29 @@ def _text(path: Path) -> str:
     return read_bytes(path).decode("utf-8", errors="replace")
 
 
+def _lines(path: Path) -> Iterator[str]:
+    return (line.decode("utf-8", errors="replace") for line in read_lines(path))
+
+
 def _read_cif(path: Path, source: str) -> Iterator[Record]:
+    blocks = cif_blocks(f"{line}\n" for line in _lines(path))
+    index = 0
     try:
-        blocks = cif_blocks(_text(path))
+        first = list(islice(blocks, 2))  # two, to know whether there are several
+        for block in chain(first, blocks):
+            id = block[:200].split(maxsplit=1)[0][5:] if len(first) > 1 else ""
+            id = id or bare_name(path)
+            yield make_record(source, index, id, partial(crystal_of_cif, block, id))
+            index += 1
     except InputError as error:
-        yield Record(source, 0, bare_name(path), None, problem="unreadable", detail=str(error))
-        return
-    for index, block in enumerate(blocks):
-        id = block[:200].split(maxsplit=1)[0][5:] if len(blocks) > 1 else ""
-        id = id or bare_name(path)
-        yield make_record(source, index, id, partial(crystal_of_cif, block, id))
+        id = f"{bare_name(path)}-{index}" if index else bare_name(path)
+        yield Record(source, index, id, None, problem="unreadable", detail=str(error))
 
 
 def _read_xyz(path: Path, source: str) -> Iterator[Record]:
     """Frames are cut out here, so that one bad frame does not take the rest of the file with it."""
     index = 0
-    lines = enumerate((line.decode("utf-8", errors="replace") for line in read_lines(path)), start=1)
+    lines = enumerate(_lines(path), start=1)
     try:
         for number, line in lines:
             if not line.strip():

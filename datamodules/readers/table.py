@@ -6,13 +6,15 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from datamodules.crystals import Crystal, as_crystal
 from datamodules.errors import InputError
 from datamodules.properties import split_heading
-from datamodules.readers.record import Label, Record, make_record, read_bytes
+from datamodules.readers.record import Label, Record, make_record, opened
 from datamodules.readers.structure_files import crystal_of_text, is_structure_file, read_structures
 
 _STRUCTURE_NAMES = ("structure", "cif", "poscar", "path", "file", "filename", "structure_path", "cif_path", "cif_file")
@@ -22,6 +24,8 @@ _ID_NAMES = ("id", "jid", "material_id")
 def read_csv(path: Path, source: str, structure_column: str | None = None) -> Iterator[Record]:
     """Read a CSV file with a heading; columns of numbers are labels, ``name`` or ``name (unit)``.
 
+    It is gone through twice, a row in memory at a time: which columns hold numbers is known at its end only.
+
     Args:
         path: The table. Paths in it are relative to its folder.
         source: Name for the records' source.
@@ -30,62 +34,95 @@ def read_csv(path: Path, source: str, structure_column: str | None = None) -> It
     Raises:
         InputError: If the table is malformed or has no structure column.
     """
-    columns, rows = _read_rows(path)
-    where = _find_structures(path, columns, rows, structure_column)
-    ids = next((columns.index(name) for name in columns if name.lower() in _ID_NAMES), None)
-    headings = {k: _heading(name) for k, name in enumerate(columns) if k not in (where, ids) and _is_numeric(rows, k)}
+    columns = _columns(path)
+    where = _find_structures(path, columns, structure_column)
+    ids = next((k for k, column in enumerate(columns) if column.name.lower() in _ID_NAMES), None)
+    headings = {
+        k: _heading(column.name) for k, column in enumerate(columns) if k not in (where, ids) and column.is_numeric
+    }
     names = [name for name, _ in headings.values()]
     if len(set(names)) < len(names):
-        raise InputError(f"{path}: two columns have the same name; the columns are {', '.join(columns)}")
+        raise InputError(f"{path}: two columns have the same name; the columns are {_named(columns)}")
     units = {name: unit for name, unit in headings.values() if unit is not None}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(islice(_rows(path), 1, None)):
         cell = row[where].strip()
         id = (row[ids].strip() if ids is not None else "") or (cell if "\n" not in cell else str(index))
         labels = {name: _number(row[k]) for k, (name, _) in headings.items()}
         yield make_record(source, index, id, partial(_crystal_of_cell, path.parent, cell, id), labels, units)
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+@dataclass
+class _Column:
+    """What a column holds.
+
+    Attributes:
+        name: Its heading.
+        first: Its first filled cell.
+        filled: Cells that are not empty.
+        numbers: Those of them that are numbers.
+    """
+
+    name: str
+    first: str = ""
+    filled: int = 0
+    numbers: int = 0
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether most filled cells are numbers: the others are then slips to report, not a text column."""
+        return self.numbers * 2 > self.filled
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    csv.field_size_limit(2**30)  # whole CIFs stand in cells
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-        csv.field_size_limit(2**30)  # whole CIFs stand in cells
-        lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            yield from filter(None, csv.reader(text))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from error
-    if len(lines) < 2:
-        raise InputError(f"{path}: a heading and at least one row are needed")
-    columns = [name.strip() for name in lines[0]]
-    for number, row in enumerate(lines[1:], start=2):
+
+
+def _columns(path: Path) -> list[_Column]:
+    rows = _rows(path)
+    columns = [_Column(name.strip()) for name in next(rows, [])]
+    number = 1
+    for number, row in enumerate(rows, start=2):
         if len(row) != len(columns):
             raise InputError(f"{path}: row {number} has {len(row)} cells, the heading has {len(columns)}")
-    return columns, lines[1:]
+        for column, cell in zip(columns, row, strict=True):
+            if cell.strip():
+                column.first = column.first or cell
+                column.filled += 1
+                column.numbers += not isinstance(_number(cell), str)
+    if number < 2:
+        raise InputError(f"{path}: a heading and at least one row are needed")
+    return columns
 
 
-def _find_structures(path: Path, columns: list[str], rows: list[list[str]], wanted: str | None) -> int:
+def _find_structures(path: Path, columns: list[_Column], wanted: str | None) -> int:
+    names = [column.name for column in columns]
     if wanted is not None:
-        if wanted in columns:
-            return columns.index(wanted)
-        raise InputError(f"{path}: no column {wanted!r} (--structure-column); the columns are {', '.join(columns)}")
-    for name in _STRUCTURE_NAMES:
-        for k, column in enumerate(columns):
-            if column.lower() == name:
+        if wanted in names:
+            return names.index(wanted)
+        raise InputError(f"{path}: no column {wanted!r} (--structure-column); the columns are {_named(columns)}")
+    for known in _STRUCTURE_NAMES:
+        for k, name in enumerate(names):
+            if name.lower() == known:
                 return k
-    for k in range(len(columns)):
-        cell = next((row[k] for row in rows if row[k].strip()), "")
+    for k, column in enumerate(columns):
+        cell = column.first
         if "_cell_length" in cell or ("\n" not in cell and is_structure_file(Path(cell))):
             return k
-    raise InputError(f"{path}: no structure column among {', '.join(columns)}; name it with --structure-column")
+    raise InputError(f"{path}: no structure column among {_named(columns)}; name it with --structure-column")
+
+
+def _named(columns: list[_Column]) -> str:
+    return ", ".join(column.name for column in columns)
 
 
 def _heading(text: str) -> tuple[str, str | None]:
     # "log10(K)" is a name; only a bracket set off by a space holds a unit.
     return split_heading(text) if re.search(r"\s\(", text) else (text, None)
-
-
-def _is_numeric(rows: list[list[str]], column: int) -> bool:
-    """Whether most filled cells are numbers: the others are then slips to report, not a text column."""
-    cells = [row[column] for row in rows if row[column].strip()]
-    return sum(not isinstance(_number(cell), str) for cell in cells) * 2 > len(cells)
 
 
 def _number(cell: str) -> Label:

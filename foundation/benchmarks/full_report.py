@@ -92,7 +92,7 @@ def _print_growth(growth: dict[str, Any]) -> None:
 def _plot(out: Path, results: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
-    figure, (rates, split, growth) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, ((rates, split), (batches, crystals)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     rows = [row for row in results["peers"] if "failed" not in row]
     names = [row["name"] for row in rows]
     medians = [row["train"]["median"] for row in rows]
@@ -109,9 +109,17 @@ def _plot(out: Path, results: dict[str, Any]) -> None:
             left += share
     split.set(title="a training step", xlabel="share of time")
     split.legend()
+    growth = results["growth"]
     for kind in ("train", "predict"):
-        points = results["growth"][kind]
-        growth.plot(points["edges"], points["seconds"], marker="o", label=f"{kind}: edges^{points['with_edges']:.2f}")
-    growth.set(title="growth", xlabel="edges in a batch", ylabel="seconds", xscale="log", yscale="log")
-    growth.legend()
+        points = growth[kind]
+        powers = f"edges^{points['with_edges']:.2f}, atoms^{points['with_atoms']:.2f}"
+        batches.plot(points["edges"], points["seconds"], marker="o", label=f"{kind}: {powers}")
+    batches.set(title="a batch's growth", xlabel="edges in a batch", ylabel="seconds", xscale="log", yscale="log")
+    batches.legend()
+    points = growth["crystals"]
+    for kind, seconds in (("predict", "predict_seconds"), ("graphs", "graph_seconds")):
+        power = f": crystals^{points[kind]:.2f}" if kind in points else ""  # a single size has none
+        crystals.plot(points["counts"], points[seconds], marker="o", label=f"{kind}{power}")
+    crystals.set(title="a data set's growth", xlabel="crystals", ylabel="seconds", xscale="log", yscale="log")
+    crystals.legend()
     save(figure, out)

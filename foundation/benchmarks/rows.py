@@ -77,7 +77,7 @@ def make_store(path: Path, shards: int) -> None:
     recipe = NeighborRecipe()
     graphs = build_graphs(crystals, recipe)
     store = CrystalStore.open(path)
-    kept(store, "graphs", cache_key(store, recipe), lambda folder: _repeat_graphs(graphs, places, shards, folder))
+    kept(store, "graphs", cache_key(recipe), lambda folder: _repeat_graphs(graphs, places, shards, folder))
 
 
 def _relabelled(table: pa.Table, number: int) -> pa.Table:

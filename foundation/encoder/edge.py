@@ -100,9 +100,9 @@ class EdgeConvolution(nn.Module):
             hidden = hidden + hidden_sender.index_select(0, part.sender)
             hidden = hidden + hidden_receiver.index_select(0, part.receiver)
             messages = self._messages(nn.functional.silu(hidden), sent, part)
-            gathered = gathered or [message.new_zeros(len(scalars), *message.shape[1:]) for message in messages]
+            gathered = gathered or [_empty_sum(message, len(scalars)) for message in messages]
             for total, message in zip(gathered, messages, strict=True):
-                total.index_add_(0, part.receiver, message)
+                total.index_add_(0, part.receiver, message.to(total.dtype))
         mixes = [self.mix_scalars, *self.mix_higher]
         return [mix(total * self.scale) for mix, total in zip(mixes, gathered, strict=True)]
 
@@ -127,3 +127,9 @@ class EdgeConvolution(nn.Module):
         """[E, H], [E] -> [E, sum C_l] ``radial_out(hidden) * envelope``, with the envelope on the narrow side."""
         faded = torch.cat([hidden * envelope[:, None], envelope[:, None]], dim=1)  # [E, H + 1]
         return nn.functional.linear(faded, torch.cat([self.radial_out.weight, self.radial_out.bias[:, None]], dim=1))
+
+
+def _empty_sum(message: Tensor, rows: int) -> Tensor:
+    """[E, ...] -> [N, ...] zeros, in single precision at least: a sum of many rounded to 8 bits each time drifts."""
+    dtype = torch.promote_types(message.dtype, torch.float32)
+    return message.new_zeros(rows, *message.shape[1:], dtype=dtype)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import io
 import json
 import os
 import sys
@@ -131,7 +132,7 @@ def read(path: Path) -> Iterator[tuple[Path, int, Crystal | None, str | None]]:
     except (OSError, EOFError, zlib.error):
         yield path, 0, None, "unreadable"
         return
-    for index, part in enumerate(cif_blocks(text) if _is_cif(path) else [text]):
+    for index, part in enumerate(cif_blocks(io.StringIO(text)) if _is_cif(path) else [text]):
         try:
             yield path, index, crystal_of_cif(part) if _is_cif(path) else _crystal_of_poscar(part), None
         except Exception as error:  # parsers raise whatever they meet in a bad file: that is the finding
