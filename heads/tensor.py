@@ -45,7 +45,8 @@ class TensorHead(CartesianHead):
             invariants (bulk and shear modulus, mean eigenvalue) beside it: an error of the logarithm would weigh a
             stiff crystal as much as a soft one. Labels that are not positive definite train too; predictions come near.
         sign_free: Train and judge by the smaller of |T - P| and |T + P|, where a source does not fix the sign.
-        derive: What else to tell of a prediction: see ``foundation.derived``.
+        derive: What else to tell of a prediction: see ``foundation.derived``. A refractive index follows only where the
+            name of the property says that the dielectric tensor is the electronic one.
         hidden: Channels of a hidden layer; 0 for a linear head.
         loss: How an error counts: "l1" by the root mean square of its components, "mse" by its square, or "huber".
     """
