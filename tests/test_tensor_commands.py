@@ -330,6 +330,55 @@ def test_shaped_heads_stay_in_replay_and_by_keep_head(
 
 
 @pytest.mark.parametrize(
+    ("name", "head", "shapes"),
+    [
+        ("phonon_dos", ["SpectrumHead", "--head.init_args.grid", "0..1000..31 cm^-1"], ("(51,)", "(31,)")),
+        ("dielectric_total", ["TensorHead", "--head.init_args.formula", "ijk=ikj"], ("(3, 3)", "(3, 3, 3)")),
+        ("my_elastic", ["TensorHead", "--head.init_args.formula", "ijkl=jikl=klij"], ("(6, 6)", "(3, 3, 3, 3)")),
+        ("born_charges", ["AtomHead", "--head.init_args.formula", "i"], ("(3, 3)", "(3,)")),
+    ],
+)
+def test_a_head_of_another_shape_than_its_labels_is_one_line(
+    foundation: Command, tmp_path: Path, name: str, head: list[str], shapes: tuple[str, str]
+) -> None:
+    random = np.random.default_rng(0)
+    values = {
+        "phonon_dos": lambda: random.random(51),
+        "dielectric_total": lambda: random.random() * np.eye(3),
+        "my_elastic": lambda: stiffness(90 + random.random(), 1),
+        "born_charges": lambda: random.random() * np.array([np.eye(3), -np.eye(3)]),
+    }[name]
+    store = tmp_path / "store"
+    crystals = [crystal for crystal in compounds() if len(crystal) == 2]
+    records = [cubic(name, values(), crystal, f"c{n}") for n, crystal in enumerate(crystals)]
+    import_store([write(tmp_path / "mine.jsonl.gz", records)], store, asymmetric="keep")
+    words = ["adapt", "--data.store", store, "--property", name, "--strategy", "from_scratch", *TINY, *QUIET]
+    answer = foundation(*words, "--out", tmp_path / "r", "--head", f"heads.{head[0]}", *head[1:])
+    assert answer.code == 2, answer.err
+    line = answer.err.strip().splitlines()[-1]
+    assert all(text in line for text in (name, str(store), *(f"shape {shapes[0]}", f"predicts {shapes[1]}")))
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "keep_head"])
+def test_labels_out_of_reach_stand_in_the_folder_of_the_run(
+    foundation: Command, joint_run: Path, tmp_path: Path, strategy: str
+) -> None:
+    store = tmp_path / "store"
+    records = [
+        cubic("elastic_tensor", stiffness(-90 if n == 3 else 90 + n, 1), crystal, f"c{n}")
+        for n, crystal in enumerate(compounds(12))
+    ]
+    import_store([write(tmp_path / "mine.jsonl.gz", records)], store, asymmetric="keep")
+    words = ["adapt", "--config", "configs/adapt_elastic.yaml", "--pretrained", joint_run, "--data.store", store]
+    words += [*QUIET, "--trainer.max_epochs", 1, "--data.test_share", 0, "--data.val_share", 0]
+    answer = foundation(*words, "--strategy", strategy, "--out", tmp_path / "r")
+    assert answer.code == 0, answer.err
+    assert "elastic_tensor: 1 training labels are not positive definite" in answer.err
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert metrics["not_positive_definite"] == {"elastic_tensor": ["c3"]}
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["adapt", "--config", "configs/adapt_elastic.yaml", "--strategy", "full", "--folds", 3],
@@ -381,8 +430,17 @@ def test_refractive_index_and_piezoelectric_modulus() -> None:
     found = derived("dielectric_electronic", "dielectric", np.diag([4.0, 4.0, 9.0]))
     assert found["refractive_index"] == pytest.approx((17 / 3) ** 0.5)
     assert found["refractive_index_anisotropy"] == pytest.approx(1.0)
+    assert found["dielectric_constant"] == pytest.approx(17 / 3)
+    assert found["dielectric_anisotropy"] == pytest.approx(5.0)
     full = to_full(np.array([[0, 0, 0, 0.3, 0, 0], [0, 0, 0, 0, 0.3, 0], [0, 0, 0, 0, 0, 0.3]]), 3)
     # Of a cubic crystal it lies along the diagonal, 6 e14 / 3^1.5.
     assert derived("piezoelectric_tensor", "piezoelectric", full)["largest_piezoelectric_modulus"] == pytest.approx(
         0.3 * 6 / 27**0.5
     )
+
+
+def test_a_total_dielectric_tensor_has_no_refractive_index() -> None:
+    assert derived("dielectric_total", "dielectric", np.diag([4.0, 4.0, 9.0])).keys() == {
+        "dielectric_constant",
+        "dielectric_anisotropy",
+    }

@@ -34,6 +34,7 @@ from foundation.training.denoising import Displacements
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, clear_run, train
+from foundation.training.scaling import unreachable
 
 
 def parser() -> ArgumentParser:
@@ -218,6 +219,7 @@ def _conclude(
         "notes": data.split.notes,
         "seconds": round(sum(member["seconds"] for member in members), 1),
         "members": [member["test"] for member in members],
+        "not_positive_definite": unreachable(models[0], data),
         **found,
         "val": val,
         "test": test,

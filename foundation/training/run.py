@@ -42,6 +42,7 @@ from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
 from foundation.training.preemption import Leaving, farewell
+from foundation.training.scaling import unreachable
 from foundation.training.sharded import check_sharding, is_sharded
 from foundation.training.spec import ModelSpec
 from foundation.training.trainer import make_trainer, silence_lightning
@@ -237,6 +238,7 @@ def _report(
     pairs: dict[str, dict[str, Any]] = {}
     for part in ("val", "test"):
         results[part], pairs[part] = evaluate(ensemble, data, part)
+    results["not_positive_definite"] = unreachable(module, data)
     write_json(folder / "metrics.json", results)
     judged = "test" if len(data.split.test) else "val"
     write_text(folder / "errors.csv", largest_errors(pairs[judged], data, judged).to_csv(index=False))
