@@ -109,7 +109,7 @@ class LabelSchema:
         return [self._property(name) for name in self._units if name in self._depth]
 
     def usual_shapes(self) -> dict[str, tuple[Property, tuple[int, ...]]]:
-        """Properties whose shape is nowhere stated, and the shape of most of their labels; of one atom of labels of atoms."""
+        """Properties whose shape is nowhere stated, and that of most of their labels: of an atom where each has one."""
         found = {}
         for prop in self.properties():
             if not (prop.is_single or prop.formula or prop.grid):
