@@ -129,8 +129,12 @@ class Ensemble:
     def _predict(self, batch: CrystalBatch) -> dict[str, Values]:
         with torch.inference_mode():
             batch = batch.to(self.device)
-            outputs = [model(batch) for model in self.models]
-            stacked = {name: torch.stack([output[name] for output in outputs], dim=1) for name in self.names}
+            first, *others = [model(batch) for model in self.models]
+            stacked = {}
+            for name, head in self.heads.items():
+                # As the first member has it: those that learned either sign of a tensor would cancel in the mean.
+                rest = [head.comparable(first[name], output[name], batch) for output in others]
+                stacked[name] = torch.stack([first[name], *rest], dim=1)
             return {name: values.double().cpu().numpy() for name, values in stacked.items()}
 
 

@@ -23,7 +23,7 @@ from heads.constraints import (
     to_matrix,
 )
 from heads.equivariant import IrrepsReadout
-from heads.metrics import Averaged, UpToSign, component_mae, frobenius
+from heads.metrics import Averaged, UpToSign, aligned, component_mae, frobenius
 
 INVARIANT_WEIGHT = 2.0  # of the error of the invariants beside that of the components
 
@@ -125,6 +125,10 @@ class TensorHead(CartesianHead):
     def reachable(self, target: Tensor, batch: Any) -> Tensor:
         """[B] whether a label is as definite as predictions are."""
         return is_definite(target) if self.positive_definite else super().reachable(target, batch)
+
+    def comparable(self, predicted: Tensor, target: Tensor, batch: Any) -> Tensor:
+        """[B, 3, 3, ...] physical targets as predictions are to be compared with them."""
+        return aligned(target, predicted) if self.sign_free else target
 
     def metrics(self, **sync: Any) -> Mapping[str, Metric]:
         """Mean absolute error of the components, and norm of the error."""
