@@ -25,7 +25,7 @@ from datamodules.graph import NeighborRecipe
 from datamodules.importing import import_store
 from datamodules.properties import KNOWN, Property, parse_property
 from datamodules.store import CrystalStore
-from datamodules.tensors import rotated, to_full, to_voigt
+from datamodules.tensors import has_voigt, rotated, to_full, to_voigt
 from foundation.checkpoint import find_members, load_checkpoint
 from foundation.derived import quantities
 from heads import TensorHead
@@ -81,6 +81,25 @@ def test_voigt_and_back() -> None:
     elastic = to_full(np.arange(36.0).reshape(6, 6), 4)
     assert elastic is not None
     assert elastic[0, 0, 1, 2] == 3  # C14 is xx, yz
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        ("ij=ji", True),
+        ("ij", False),
+        ("ij=-ji", False),
+        ("ijk=ikj", True),
+        ("ijk=jik", False),  # its pair stands in front
+        ("ijk=jik=kji", True),
+        ("ijkl=jikl=klij", True),
+        ("ijkl=ijlk=klij", True),
+        ("ijkl=jikl=ijlk", True),  # a 6 x 6 matrix that need not be symmetric
+        ("ijkl=klij", False),
+    ],
+)
+def test_voigt_notation_needs_symmetric_pairs_however_they_are_written(formula: str, expected: bool) -> None:
+    assert has_voigt(formula) == expected
 
 
 def test_what_breaks_its_crystals_symmetry_is_rejected_or_counts_less(tmp_path: Path) -> None:
@@ -274,6 +293,7 @@ def test_predictions_are_json_columns_and_derived_numbers(foundation: Command, j
         assert answer.code == 0, answer.err
         with (tmp_path / "p.csv").open() as file:
             (rows[form],) = csv.DictReader(file)
+        assert ("no Voigt notation, written in full: born_charges" in answer.err) == (form == "voigt")
     full, voigt = (np.array(json.loads(rows[form]["elastic_tensor (GPa)"])) for form in ("full", "voigt"))
     assert (full.shape, voigt.shape) == ((3, 3, 3, 3), (6, 6))
     np.testing.assert_allclose(to_voigt(full, 4), voigt)
