@@ -27,6 +27,7 @@ from datamodules.properties import KNOWN, Property, parse_property
 from datamodules.store import CrystalStore
 from datamodules.tensors import has_voigt, rotated, to_full, to_voigt
 from foundation.checkpoint import find_members, load_checkpoint
+from foundation.commands.data import describe
 from foundation.derived import quantities
 from heads import TensorHead
 
@@ -117,6 +118,7 @@ def test_what_breaks_its_crystals_symmetry_is_rejected_or_counts_less(tmp_path: 
     assert weights["good"] == 1
     assert 0 < weights["bad"] < 0.5
     assert store.manifest["counts"]["downweighted"] == 1
+    assert any(line.split() == ["labels", "that", "count", "less", "1"] for line in describe(store))
     import_store([file], tmp_path / "keep", asymmetric="keep")
     assert len(CrystalStore.open(tmp_path / "keep")) == 2
 
