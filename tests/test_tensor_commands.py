@@ -16,7 +16,7 @@ import torch
 from conftest import Command
 from shaped import turned, zincblende
 from studies import atoms
-from testing import QUIET, TINY, compounds, rock_salt
+from testing import QUIET, TINY, batch_of, compounds, rock_salt
 
 from datamodules.crystals import Crystal
 from datamodules.datamodule import CrystalDataModule
@@ -29,7 +29,9 @@ from datamodules.tensors import has_voigt, rotated, to_full, to_voigt
 from foundation.checkpoint import find_members, load_checkpoint
 from foundation.commands.data import describe
 from foundation.derived import quantities
-from heads import TensorHead
+from foundation.largest_errors import crystal_errors
+from foundation.tracking.ending import final_metrics
+from heads import AtomHead, ClassificationHead, TensorHead
 
 
 def record(crystal: Crystal, **labels: Any) -> dict[str, Any]:
@@ -317,10 +319,44 @@ def test_evaluate_and_inspect_know_all_heads(
     told = json.loads((tmp_path / "e" / "metrics.json").read_text())["test"]
     trained = json.loads((joint_run / "metrics.json").read_text())["test"]
     assert told["elastic_tensor"]["frobenius"] == pytest.approx(trained["elastic_tensor"]["frobenius"], rel=1e-5)
+    assert "elastic_tensor.K_VRH" in answer.out
     answer = foundation("inspect", joint_run)
     assert answer.code == 0, answer.err
     assert "TensorHead" in answer.out
     assert "ijkl=jikl=klij" in answer.out
+    words = answer.out.split()
+    assert {"positive_definite,", "elastic", "sum_rule", "absolute", "sign_free,", "classes"} <= set(words)
+
+
+def test_every_property_has_its_largest_errors(joint_run: Path) -> None:
+    metrics = json.loads((joint_run / "metrics.json").read_text())["test"]
+    with (joint_run / "errors.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["property"] for row in rows} == metrics.keys()
+    for name, key in (("elastic_tensor", "frobenius"), ("piezoelectric_tensor", "frobenius"), ("phonon_dos", "mae")):
+        errors = [float(row["error"]) for row in rows if row["property"] == name]
+        assert errors == sorted(errors, reverse=True)
+        assert len(errors) == metrics[name]["count"]
+        assert np.mean(errors) == pytest.approx(metrics[name][key], rel=1e-4)
+    final = final_metrics({"val": {}, "test": metrics})
+    assert final["final/test/elastic_tensor/derived/K_VRH/mae"] == metrics["elastic_tensor"]["derived"]["K_VRH"]["mae"]
+
+
+def test_errors_of_crystals_with_labels_of_atoms_and_of_several_classes() -> None:
+    batch = batch_of(compounds(2))
+    irreps = "8x0e+4x1o+2x2e"
+    sizes = batch.num_atoms.tolist()
+    target = torch.zeros(sum(sizes), 3, 3, dtype=torch.float64)
+    target[0] = torch.nan
+    target[sizes[0] :] = torch.nan
+    found = crystal_errors(AtomHead(irreps, KNOWN["born_charges"]), torch.ones_like(target), target, batch)
+    np.testing.assert_allclose(found[0], [0, 3, 3])
+    assert np.isnan(found[1]).all()
+    several = ClassificationHead(irreps, Property("order", kind="class", classes=3))
+    probabilities = torch.tensor([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    found = crystal_errors(several, probabilities, torch.tensor([0.0, torch.nan]), batch)
+    np.testing.assert_allclose(found[0], [0, 1, 0.8], rtol=1e-6)
+    assert np.isnan(found[1]).all()
 
 
 @pytest.mark.parametrize("config", ["elastic", "born_charges"])

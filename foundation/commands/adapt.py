@@ -211,8 +211,8 @@ def _conclude(
     found: dict[str, Any],
 ) -> dict[str, Any]:
     """What the mean of several models is worth, on file and in print."""
-    val, _ = evaluate(Ensemble(models), data, "val")
-    test, pairs = evaluate(Ensemble(models), data, "test")
+    val = evaluate(Ensemble(models), data, "val").metrics
+    test, pairs, _ = evaluate(Ensemble(models), data, "test")
     metrics = {
         **{key: members[0][key] for key in ("epochs", "trainable_parameters", "encoder")},
         "split": data.split.how,
