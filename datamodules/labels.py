@@ -26,7 +26,6 @@ class LabelSchema:
     def __init__(self, declared: Sequence[Property] = ()) -> None:
         self._declared = {prop.name: prop for prop in declared}
         self._units: dict[str, dict[str, str | None]] = {}  # property -> source -> unit
-        self._depth: dict[str, int] = {}
         self._shapes: dict[str, Counter[tuple[int, ...]]] = {}
         self._of_atoms: dict[str, Counter[int]] = {}  # lengths of the labels with one entry per atom
         self._boolean: dict[str, bool] = {}
@@ -67,9 +66,8 @@ class LabelSchema:
         """The reason why a label cannot be stored, or None for a good one.
 
         "not_a_number": text; "nonfinite_label": NaN or infinite; "wrong_shape": ragged, or of another
-        nesting depth than the property has (where it is neither known nor declared, than its first
-        label has); "wrong_length": a per-atom list without one entry for each
-        of the ``atoms`` atoms; "not_0_or_1", "no_such_class": for a class.
+        nesting depth than the property is known or declared to have; "wrong_length": a per-atom list
+        without one entry for each of the ``atoms`` atoms; "not_0_or_1", "no_such_class": for a class.
         """
         if isinstance(label, str):
             return "not_a_number"
@@ -83,7 +81,7 @@ class LabelSchema:
         elif known is not None and _is_stated(known):
             expected = int(known.level == "atom" or known.kind == "spectrum")
         else:
-            expected = self._depth.get(name, int(depth))
+            expected = int(depth)  # that of most labels counts, see ``odd``
         shape = shape_of(label)
         if len(depths) > 1 or depth != expected or shape is None:
             return "wrong_shape"
@@ -92,7 +90,6 @@ class LabelSchema:
             return "wrong_length"
         if known is not None and known.kind == "class" and label not in range(known.classes or 2):
             return "no_such_class" if known.classes else "not_0_or_1"
-        self._depth[name] = int(depth)
         self._shapes.setdefault(name, Counter())[shape] += 1
         if length == atoms:
             self._of_atoms.setdefault(name, Counter())[length] += 1
@@ -106,16 +103,18 @@ class LabelSchema:
         with one entry per atom in crystals of different sizes are per-atom labels; other flat lists are
         spectra, but tensors if they have 3, 6 or 9 entries; truth values are a class.
         """
-        return [self._property(name) for name in self._units if name in self._depth]
+        return [self._property(name) for name in self._units if name in self._shapes]
 
     def usual_shapes(self) -> dict[str, tuple[Property, tuple[int, ...]]]:
         """Properties whose shape is nowhere stated, and that of most of their labels: of an atom where each has one."""
         found = {}
         for prop in self.properties():
-            if not (prop.is_single or prop.formula or prop.grid):
+            known, depth = self.known(prop.name), self._depth(prop.name)
+            if known is None or not _is_stated(known):
                 counts: Counter[tuple[int, ...]] = Counter()
                 for shape, count in self._shapes[prop.name].items():
-                    counts[shape[1:] if prop.level == "atom" else shape] += count
+                    if len(shape) == depth:
+                        counts[shape[1:] if prop.level == "atom" else shape] += count
                 found[prop.name] = (prop, counts.most_common(1)[0][0])
         return found
 
@@ -128,13 +127,20 @@ class LabelSchema:
         """One line that names the sources without units and the units taken instead; None if all is stated."""
         bare: dict[str, list[str]] = {}
         for name, by_source in self._units.items():
-            if name in self._depth and name not in self._declared and not _boolean_class(name, self._boolean):
+            if name in self._shapes and name not in self._declared and not _boolean_class(name, self._boolean):
                 for source in (source for source, unit in by_source.items() if unit is None):
                     bare.setdefault(source, []).append(f"{name} ({self._unit(name) or 'no unit'})")
         if not bare:
             return None
         listed = "; ".join(f"{source}: {', '.join(names)}" for source, names in bare.items())
         return f"warning: no units stated, taken as {listed}; declare them with --property name:unit"
+
+    def _depth(self, name: str) -> int:
+        """How deep most labels are nested."""
+        counts: Counter[int] = Counter()
+        for shape, count in self._shapes[name].items():
+            counts[len(shape)] += count
+        return counts.most_common(1)[0][0]
 
     def _unit(self, name: str) -> str:
         if name in self._declared:
@@ -146,14 +152,15 @@ class LabelSchema:
         prop = replace(self._declared.get(name) or KNOWN.get(name) or Property(name), unit=self._unit(name))
         if _is_stated(prop):
             return prop
-        depth = self._depth[name]
+        depth = self._depth(name)
         if depth == 0:
             return replace(prop, kind="class") if self._boolean[name] else prop
         shapes, of_atoms = self._shapes[name], self._of_atoms.get(name, Counter())
         if 2 * of_atoms.total() > shapes.total() and len(of_atoms) > 1:
             # irreps "" = not stated: the values are kept as they are for whoever knows better
             return replace(prop, level="atom") if depth == 1 else replace(prop, level="atom", kind="tensor", irreps="")
-        spectrum = depth == 1 and shapes.most_common(1)[0][0][0] not in _COMPONENTS
+        usual = next(shape for shape, _ in shapes.most_common() if len(shape) == depth)
+        spectrum = depth == 1 and usual[0] not in _COMPONENTS
         return replace(prop, kind="spectrum" if spectrum else "tensor", irreps="")
 
 

@@ -239,6 +239,8 @@ def test_exit_code_1_only_if_no_record_succeeded(tmp_path: Path, capsys: pytest.
     [
         ([[1.0] * 50, [1.0] * 51, [2.0] * 51], "wrong_shape", "x has the shape (50,), most labels have (51,)"),
         ([[[1.0] * 6] * 5, [[1.0] * 6] * 6, [[2.0] * 6] * 6], "wrong_shape", "(5, 6), most labels have (6, 6)"),
+        ([[[1.0]] * 5, [1.0] * 5, [2.0] * 5], "wrong_shape", "x has the shape (5, 1), most labels have (5,)"),
+        ([7.0, [1.0] * 5, [2.0] * 5], "wrong_shape", "x has the shape (), most labels have (5,)"),
         ([[1.0] * 4 + [None], [1.0] * 5, [2.0] * 5], "nonfinite_label", "x has a null"),
         ([[[1.0, 2.0], [3.0]], [[1.0] * 2] * 2, [[2.0] * 2] * 2], "wrong_shape", "x"),
     ],
