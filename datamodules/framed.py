@@ -89,6 +89,10 @@ def _on_grid(property: Property, label: Label, grid: Label) -> Prepared:
     if not isinstance(label, list) or len(label) != len(wanted):
         found = len(label) if isinstance(label, list) else 1
         return Prepared(label, "other_grid", f"{found} bins, the grid is {property.grid}")
+    if any(isinstance(value, list) for value in label):
+        return Prepared(label, "wrong_shape", f"a bin of a spectrum is one number, the grid is {property.grid}")
+    if None in label:
+        return Prepared(label, "nonfinite_label", f"bin {label.index(None)} is null")
     if isinstance(grid, list):
         width = wanted[1] - wanted[0]
         if len(grid) != len(wanted) or np.abs(np.array(grid, dtype=float) - wanted).max() > _GRID_TOLERANCE * width:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.framed import GRID, Asymmetric, Prepared, prepare_label
-from datamodules.labels import LabelSchema
+from datamodules.labels import LabelSchema, odd
 from datamodules.matching import group_same
 from datamodules.merging import Merged, crystal_of, merge
 from datamodules.properties import WEIGHT, Property, parse_property
@@ -76,14 +76,33 @@ class _Intake:
                 if self.asymmetric == "downweight" and self.schema.known(name) and isinstance(label, list):
                     good |= self._weight(record, name, made.weight)
             else:
-                what = f"{name} {made.detail}".rstrip() if isinstance(label, list) else f"{name}={label}"
-                bad.append((reason, what))
+                what = name if isinstance(label, list) else f"{name}={label}"
+                bad.append((reason, f"{what} {made.detail}".rstrip()))
         if bad and not good:
             self.refuse(record, bad[0][0], "; ".join(detail for _, detail in bad) + "; no label is left")
             return
         for reason, detail in bad:
             self.drop_label(record, reason, detail)
         self.kept.append(Record(record.source, record.index, record.id, record.crystal, good))
+
+    def drop_odd_labels(self) -> None:
+        """List labels that differ in shape from the others of their property, where that is nowhere stated."""
+        usual = self.schema.usual_shapes()
+        kept, self.kept = self.kept, []
+        for record in kept:
+            bad = {
+                name: found
+                for name in usual.keys() & record.labels.keys()
+                if (found := odd(*usual[name], record.labels[name], len(crystal_of(record))))
+            }
+            for name, (reason, detail) in bad.items():
+                del record.labels[name]
+                if record.labels:
+                    self.drop_label(record, reason, f"{name} {detail}")
+                else:
+                    self.refuse(record, reason, f"{name} {detail}; no label is left")
+            if record.labels or not bad:
+                self.kept.append(record)
 
     def _prepared(self, name: str, label: Label, crystal: Crystal, grid: Label) -> Prepared:
         known = self.schema.known(name)
@@ -144,6 +163,7 @@ def import_store(
     paths = _check_sources(sources)
     intake = _Intake(LabelSchema(declared), tolerance, asymmetric)
     old_names = _take_all(intake, paths, structure_column, renames)
+    intake.drop_odd_labels()
     _check_names(renames, old_names, declared, intake.schema.seen)
     if not intake.kept:
         return ImportResult(None, intake.rejected, _warnings(intake.schema.warning()))
@@ -161,7 +181,10 @@ def import_store(
         [prop for prop in intake.schema.properties() if prop.name in merged.labels],
         source_ids=merged.source_ids,
         extra={"counts": _counts(intake, merged), "sources": [_describe(name, path) for name, path in paths.items()]},
-        tables={"rejected.csv": intake.rejected, "conflicts.csv": merged.conflicts},
+        tables={
+            "rejected.csv": [(*row, paths[row[0]]) for row in intake.rejected],
+            "conflicts.csv": merged.conflicts,
+        },
         overwrite=overwrite,
     )
     return ImportResult(manifest, intake.rejected, _warnings(intake.schema.warning(), _doubtful(merged)))

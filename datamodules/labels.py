@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,9 +26,8 @@ class LabelSchema:
     def __init__(self, declared: Sequence[Property] = ()) -> None:
         self._declared = {prop.name: prop for prop in declared}
         self._units: dict[str, dict[str, str | None]] = {}  # property -> source -> unit
-        self._depth: dict[str, int] = {}
-        self._per_atom: dict[str, bool] = {}
-        self._lengths: dict[str, set[int]] = {}
+        self._shapes: dict[str, Counter[tuple[int, ...]]] = {}
+        self._of_atoms: dict[str, Counter[int]] = {}  # lengths of the labels with one entry per atom
         self._boolean: dict[str, bool] = {}
 
     @property
@@ -66,8 +66,8 @@ class LabelSchema:
         """The reason why a label cannot be stored, or None for a good one.
 
         "not_a_number": text; "nonfinite_label": NaN or infinite; "wrong_shape": ragged, or of another
-        nesting depth than the property has; "wrong_length": a per-atom list without one entry for each
-        of the ``atoms`` atoms; "not_0_or_1", "no_such_class": for a class.
+        nesting depth than the property is known or declared to have; "wrong_length": a per-atom list
+        without one entry for each of the ``atoms`` atoms; "not_0_or_1", "no_such_class": for a class.
         """
         if isinstance(label, str):
             return "not_a_number"
@@ -78,31 +78,45 @@ class LabelSchema:
         depth = min(depths)
         if known is not None and known.formula:
             expected = rank_of(known.formula) + (known.level == "atom")
-        elif known is not None and known.kind in ("scalar", "class") and _is_stated(known):
-            expected = int(known.level == "atom")
+        elif known is not None and _is_stated(known):
+            expected = int(known.level == "atom" or known.kind == "spectrum")
         else:
-            expected = self._depth.get(name, int(depth))
-        if len(depths) > 1 or depth != expected:
+            expected = int(depth)  # that of most labels counts, see ``odd``
+        shape = shape_of(label)
+        if len(depths) > 1 or depth != expected or shape is None:
             return "wrong_shape"
         length = len(label) if isinstance(label, list) else 0
         if known is not None and known.level == "atom" and length != atoms:
             return "wrong_length"
         if known is not None and known.kind == "class" and label not in range(known.classes or 2):
             return "no_such_class" if known.classes else "not_0_or_1"
-        self._depth[name] = int(depth)
-        self._per_atom[name] = self._per_atom.get(name, True) and length == atoms
-        self._lengths.setdefault(name, set()).add(length)
+        self._shapes.setdefault(name, Counter())[shape] += 1
+        if length == atoms:
+            self._of_atoms.setdefault(name, Counter())[length] += 1
         self._boolean[name] = self._boolean.get(name, True) and isinstance(label, bool)
         return None
 
     def properties(self) -> list[Property]:
         """The vocabulary of the accepted labels, in the order of first appearance.
 
-        A name without an entry in the vocabulary gets its level and kind from its labels: lists with
-        one entry per atom in crystals of different sizes are per-atom labels; other flat lists are
+        A name without an entry in the vocabulary gets its level and kind from most of its labels: lists
+        with one entry per atom in crystals of different sizes are per-atom labels; other flat lists are
         spectra, but tensors if they have 3, 6 or 9 entries; truth values are a class.
         """
-        return [self._property(name) for name in self._units if name in self._depth]
+        return [self._property(name) for name in self._units if name in self._shapes]
+
+    def usual_shapes(self) -> dict[str, tuple[Property, tuple[int, ...]]]:
+        """Properties whose shape is nowhere stated, and that of most of their labels: of an atom where each has one."""
+        found = {}
+        for prop in self.properties():
+            known, depth = self.known(prop.name), self._depth(prop.name)
+            if known is None or not _is_stated(known):
+                counts: Counter[tuple[int, ...]] = Counter()
+                for shape, count in self._shapes[prop.name].items():
+                    if len(shape) == depth:
+                        counts[shape[1:] if prop.level == "atom" else shape] += count
+                found[prop.name] = (prop, counts.most_common(1)[0][0])
+        return found
 
     def framed(self) -> set[str]:
         """Names of the labels that hold only in the frame and atom order of their own structure."""
@@ -113,13 +127,20 @@ class LabelSchema:
         """One line that names the sources without units and the units taken instead; None if all is stated."""
         bare: dict[str, list[str]] = {}
         for name, by_source in self._units.items():
-            if name in self._depth and name not in self._declared and not _boolean_class(name, self._boolean):
+            if name in self._shapes and name not in self._declared and not _boolean_class(name, self._boolean):
                 for source in (source for source, unit in by_source.items() if unit is None):
                     bare.setdefault(source, []).append(f"{name} ({self._unit(name) or 'no unit'})")
         if not bare:
             return None
         listed = "; ".join(f"{source}: {', '.join(names)}" for source, names in bare.items())
         return f"warning: no units stated, taken as {listed}; declare them with --property name:unit"
+
+    def _depth(self, name: str) -> int:
+        """How deep most labels are nested."""
+        counts: Counter[int] = Counter()
+        for shape, count in self._shapes[name].items():
+            counts[len(shape)] += count
+        return counts.most_common(1)[0][0]
 
     def _unit(self, name: str) -> str:
         if name in self._declared:
@@ -131,13 +152,15 @@ class LabelSchema:
         prop = replace(self._declared.get(name) or KNOWN.get(name) or Property(name), unit=self._unit(name))
         if _is_stated(prop):
             return prop
-        depth = self._depth[name]
+        depth = self._depth(name)
         if depth == 0:
             return replace(prop, kind="class") if self._boolean[name] else prop
-        if self._per_atom[name] and len(self._lengths[name]) > 1:
+        shapes, of_atoms = self._shapes[name], self._of_atoms.get(name, Counter())
+        if 2 * of_atoms.total() > shapes.total() and len(of_atoms) > 1:
             # irreps "" = not stated: the values are kept as they are for whoever knows better
             return replace(prop, level="atom") if depth == 1 else replace(prop, level="atom", kind="tensor", irreps="")
-        spectrum = depth == 1 and not self._lengths[name] <= _COMPONENTS
+        usual = next(shape for shape, _ in shapes.most_common() if len(shape) == depth)
+        spectrum = depth == 1 and usual[0] not in _COMPONENTS
         return replace(prop, kind="spectrum" if spectrum else "tensor", irreps="")
 
 
@@ -148,6 +171,40 @@ def _is_stated(prop: Property) -> bool:
 
 def _boolean_class(name: str, boolean: dict[str, bool]) -> bool:
     return boolean[name] or (name in KNOWN and KNOWN[name].unit == "")
+
+
+def odd(prop: Property, usual: tuple[int, ...], label: Label, atoms: int) -> tuple[str, str] | None:
+    """Why a label does not go with the others of its property, reason and detail; None where it does.
+
+    Args:
+        prop: The property, whose shape is nowhere stated.
+        usual: The shape of most labels, of one atom where each has one.
+        label: The label.
+        atoms: Atoms of its crystal.
+    """
+    shape = shape_of(label) or ()
+    if prop.level == "atom":
+        if shape[:1] != (atoms,):
+            return "wrong_length", f"{len(label) if isinstance(label, list) else 0} entries for {atoms} atoms"
+        shape = shape[1:]
+    if shape != usual:
+        return "wrong_shape", f"has the shape {shape}, most labels have {usual}"
+    if prop.level == "crystal" and _has_null(label):
+        return "nonfinite_label", "has a null; if each atom has a label, declare --property name:unit:atom"
+    return None
+
+
+def shape_of(label: Any) -> tuple[int, ...] | None:
+    """Lengths of nested lists, () of a number; None for ragged ones. What is null has any shape."""
+    if not isinstance(label, list):
+        return ()
+    inner = {shape_of(item) for item in label if item is not None} or {()}
+    only = inner.pop()
+    return None if inner or only is None else (len(label), *only)
+
+
+def _has_null(label: Any) -> bool:
+    return any(map(_has_null, label)) if isinstance(label, list) else label is None
 
 
 def _depths(label: Any) -> set[float]:

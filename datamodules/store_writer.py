@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 SHARD_ROWS = 65536
 RESERVED = ("id", "source_ids", "formula", "lattice", "numbers", "frac_coords")
 TABLES = {
-    "rejected.csv": ("source", "index", "id", "reason", "detail"),
+    "rejected.csv": ("source", "index", "id", "reason", "detail", "file"),
     "conflicts.csv": ("source", "index", "id", "property", "value", "kept", "kept_from"),
 }
 _PACKAGES = ("numpy", "pyarrow", "pymatgen", "ase", "spglib")

@@ -40,6 +40,23 @@ def index_symmetries(formula: str) -> list[tuple[int, tuple[int, ...]]]:
     return found
 
 
+def index_group(formula: str) -> set[tuple[int, tuple[int, ...]]]:
+    """All that follows from a formula, by whichever of its equivalents it is written: the group of what it names.
+
+    Raises:
+        InputError: If the formula cannot be parsed.
+    """
+    named = index_symmetries(formula)
+    identity = (1, tuple(range(rank_of(formula))))
+    found, fresh = {identity}, [identity]
+    while fresh:
+        sign, order = fresh.pop()
+        made = {(sign * other, tuple(order[place] for place in permutation)) for other, permutation in named} - found
+        found |= made
+        fresh += made
+    return found
+
+
 def rank_of(formula: str) -> int:
     """The number of indices.
 
@@ -78,8 +95,8 @@ def to_voigt(values: Array, rank: int) -> Array:
 
 def has_voigt(formula: str) -> bool:
     """Whether the index symmetry is one that Voigt notation can hold."""
-    symmetries = {permutation for sign, permutation in index_symmetries(formula) if sign == 1}
-    needed: dict[int, set[tuple[int, ...]]] = {2: {(1, 0)}, 3: {(0, 2, 1)}, 4: {(1, 0, 2, 3), (2, 3, 0, 1)}}
+    symmetries = {permutation for sign, permutation in index_group(formula) if sign == 1}
+    needed: dict[int, set[tuple[int, ...]]] = {2: {(1, 0)}, 3: {(0, 2, 1)}, 4: {(1, 0, 2, 3), (0, 1, 3, 2)}}
     return needed.get(rank_of(formula), {()}) <= symmetries
 
 

@@ -15,7 +15,7 @@ from foundation.strategies.base import AdaptationStrategy
 from foundation.training.denoising import AT_REST, Displacements, module_kind
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.scaling import check_varied, fit_scalers
+from foundation.training.scaling import check_shape, check_varied, fit_scalers, tell_unreachable
 from foundation.training.spec import HeadSpec, ModelSpec
 from foundation.transfer import encoder_of, transfer, transfer_heads
 
@@ -118,6 +118,9 @@ class Adaptation:
             fit_scalers(module, data)
             if source is not None and self.pretrained is not None:
                 lines[-1] += begin_like_kindred(module, name, self.pretrained, data)
+        else:
+            check_shape(dict(module.named_heads())[name], data.training_labels(name)[1], data)
+            tell_unreachable(module, data)
         frozen = [stage for stage, rate in rates.items() if rate == 0]
         lines.append(f"frozen: {', '.join(frozen) or 'nothing'}")
         module.card = make_card(self.spec, module, data, source)

@@ -28,6 +28,14 @@ class Columns(NamedTuple):
     form: TensorFormat = "full"
 
     @property
+    def never_voigt(self) -> list[str]:
+        """Tensors that are told in full in any case, since their indices do not allow Voigt notation."""
+        formulas = {name: getattr(head, "formula", "") for name, head in self.ensemble.heads.items()}
+        return [
+            name for name, formula in formulas.items() if formula and rank_of(formula) > 1 and not has_voigt(formula)
+        ]
+
+    @property
     def names(self) -> list[str]:
         """One per property and, of several members, one for their spread; then what follows from a tensor."""
         found = []

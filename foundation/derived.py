@@ -1,4 +1,4 @@
-"""What follows from a tensor: moduli, stability, refractive index, the largest piezoelectric modulus."""
+"""What follows from a tensor: moduli, stability, dielectric constant, refractive index, piezoelectric modulus."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ def _is_stable(tensor: Array) -> float:
     return float(np.linalg.eigvalsh(to_voigt(tensor, 4))[0] > 0)
 
 
+def _mean_eigenvalue(tensor: Array) -> float:
+    return float(np.trace(tensor)) / 3
+
+
+def _eigenvalue_spread(tensor: Array) -> float:
+    """The largest eigenvalue less the smallest."""
+    values = np.linalg.eigvalsh(tensor)
+    return float(values[-1] - values[0])
+
+
 def _indices(tensor: Array) -> Array:
     """[3] refractive indices along the principal axes of a dielectric tensor; NaN where it is negative."""
     values = np.linalg.eigvalsh(tensor)
@@ -69,7 +79,7 @@ def _indices(tensor: Array) -> Array:
 
 def _refractive_index(tensor: Array) -> float:
     """Of the polycrystal: the root of the mean eigenvalue (Petousis et al., 2017)."""
-    mean = float(np.trace(tensor)) / 3
+    mean = _mean_eigenvalue(tensor)
     return float(np.sqrt(mean)) if mean >= 0 else float("nan")
 
 
@@ -103,10 +113,17 @@ _ELASTIC = (
     Quantity("mechanically_stable", "", _is_stable),
 )  # fmt: skip
 _DIELECTRIC = (
+    Quantity("dielectric_constant", "", _mean_eigenvalue),
+    Quantity("dielectric_anisotropy", "", _eigenvalue_spread),
+)
+_OPTICAL = (
     Quantity("refractive_index", "", _refractive_index),
     Quantity("refractive_index_anisotropy", "", _index_anisotropy),
 )
 _PIEZOELECTRIC = (Quantity("largest_piezoelectric_modulus", "C/m^2", _largest_longitudinal),)
+
+# Words that name a dielectric tensor without what the ions add: light is too fast for them, and n^2 is of it alone.
+_ELECTRONIC = {"electronic", "optical", "inf", "infinity"}
 
 _CLASS = Quantity("class", "", lambda probabilities: float(np.argmax(probabilities)))
 
@@ -121,7 +138,9 @@ _BY_KIND: Mapping[str, tuple[Quantity, ...]] = {
 def quantities(head: Head) -> tuple[Quantity, ...]:
     """What is told beside the predictions of a head."""
     if isinstance(head, TensorHead):
-        return _BY_KIND[head.derive] if head.derive else ()
+        found = _BY_KIND[head.derive] if head.derive else ()
+        is_optical = head.derive == "dielectric" and _ELECTRONIC & set(head.property.name.lower().split("_"))
+        return (*found, *_OPTICAL) if is_optical else found
     if isinstance(head, SpectrumHead):
         return (Quantity("last_peak", head.grid_unit, partial(_last_peak, head.grid.double().cpu())),)
     return (_CLASS,) if head.is_classifier and not head.is_single else ()

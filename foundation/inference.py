@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.sampling import starts_by_cost
 from foundation.derived import quantities
+from foundation.largest_errors import crystal_errors
 from foundation.streaming import in_order
 from foundation.training.metrics import PropertyMetrics
 from foundation.training.module import MultiTaskModule
@@ -129,8 +130,12 @@ class Ensemble:
     def _predict(self, batch: CrystalBatch) -> dict[str, Values]:
         with torch.inference_mode():
             batch = batch.to(self.device)
-            outputs = [model(batch) for model in self.models]
-            stacked = {name: torch.stack([output[name] for output in outputs], dim=1) for name in self.names}
+            first, *others = [model(batch) for model in self.models]
+            stacked = {}
+            for name, head in self.heads.items():
+                # As the first member has it: those that learned either sign of a tensor would cancel in the mean.
+                rest = [head.comparable(first[name], output[name], batch) for output in others]
+                stacked[name] = torch.stack([first[name], *rest], dim=1)
             return {name: values.double().cpu().numpy() for name, values in stacked.items()}
 
 
@@ -139,17 +144,27 @@ def cut_by_cost(rows: Rows, costs: Rows, limit: int) -> list[Rows]:
     return np.split(rows, starts_by_cost(costs, limit)[1:]) if len(rows) else []
 
 
-def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[dict[str, Any], dict[str, Values]]:
+class Evaluation(NamedTuple):
+    """How good the predictions of one part of the data are.
+
+    Attributes:
+        metrics: Property name -> its unit, counts and metrics in physical units.
+        pairs: Property name -> [K, 2] the targets and predictions behind them, number by number.
+        errors: Property name -> [B, 3] what ``crystal_errors`` says of each crystal.
+    """
+
+    metrics: dict[str, Any]
+    pairs: dict[str, Values]
+    errors: dict[str, Values]
+
+
+def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> Evaluation:
     """Metrics of every property on one part of the data, beside what one would say without a model.
 
     Args:
         ensemble: The model.
         data: Its data, with the same properties chosen.
         part: "train", "val", "test" or "all".
-
-    Returns:
-        Property name -> its unit, counts and metrics in physical units, and property name -> [K, 2] the targets
-        and predictions behind them, number by number.
     """
     rows = data.split.rows(part)
     loader = data.loader(part)
@@ -157,6 +172,7 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
     batch = data.graphs.gather_atoms(rows)
     results: dict[str, Any] = {}
     pairs: dict[str, Values] = {}
+    errors: dict[str, Values] = {}
     for index, name in enumerate(data.names):
         head = ensemble.heads[name]
         mean = torch.from_numpy(predicted[name].mean(axis=1))
@@ -176,10 +192,11 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
             if len(ensemble) > 1:
                 spread = predicted[name][known.numpy()].std(axis=1, ddof=1)
                 result["spread"] = float(spread.mean())
+            errors[name] = crystal_errors(head, mean, target, batch)
         results[name] = result
         if mean.shape == target.shape:  # all but probabilities of several classes
             pairs[name] = torch.stack([target[known].flatten(), mean[known].flatten()], dim=1).numpy()
-    return results, pairs
+    return Evaluation(results, pairs, errors)
 
 
 def without_model(head: Head, data: CrystalDataModule, batch: CrystalBatch, target: Tensor) -> dict[str, float]:

@@ -88,7 +88,10 @@ class Head(nn.Module, abc.ABC):
         return torch.ones(len(batch.num_atoms), dtype=torch.bool, device=target.device)
 
     def comparable(self, predicted: Tensor, target: Tensor, batch: Any) -> Tensor:
-        """The targets as predictions, both in physical units, are to be compared with them."""
+        """The targets as predictions, both in physical units, are to be compared with them, or other predictions alike.
+
+        Where the sign is arbitrary, that is the one under which they are nearer.
+        """
         return target
 
     def calibrate(self, predicted: Tensor, target: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.tensors import VOIGT, index_symmetries
+from datamodules.tensors import VOIGT, index_group
 from heads.pooling import crystal_mean
 
 SMALLEST = 1e-5  # eigenvalue of a predicted tensor, relative to its largest
@@ -25,9 +25,8 @@ def check_definite(name: str, formula: str) -> None:
     Raises:
         InputError: If it is neither that of a symmetric rank-2 tensor nor that of an elastic one.
     """
-    symmetries = set(index_symmetries(formula))
-    elastic = {(1, (1, 0, 2, 3)), (1, (2, 3, 0, 1))}
-    if symmetries != {(1, (1, 0))} and not symmetries >= elastic:
+    symmetries = index_group(formula)
+    if symmetries != index_group("ij=ji") and not symmetries >= index_group("ijkl=jikl=klij"):
         raise InputError(
             f"head {name}: positive_definite needs the formula ij=ji or ijkl=jikl=klij, and not {formula or 'none'}"
         )

@@ -93,7 +93,7 @@ def expand(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def masked_mean(losses: Tensor, there: Tensor, batch: Any) -> Tensor:
-    """[N] losses of atoms, [N] which of them count -> [B] mean over those of each crystal; 0 where there are none."""
+    """[N, ...] losses of atoms, which of them count -> [B, ...] mean over those of each crystal; 0 where none are."""
     sums = crystal_sum(torch.where(there, losses, torch.zeros_like(losses)), batch)
     return sums / crystal_sum(there.to(losses.dtype), batch).clamp(min=1)
 

@@ -23,7 +23,7 @@ from heads.constraints import (
     to_matrix,
 )
 from heads.equivariant import IrrepsReadout
-from heads.metrics import Averaged, UpToSign, component_mae, frobenius
+from heads.metrics import Averaged, UpToSign, aligned, component_mae, frobenius
 
 INVARIANT_WEIGHT = 2.0  # of the error of the invariants beside that of the components
 
@@ -45,7 +45,8 @@ class TensorHead(CartesianHead):
             invariants (bulk and shear modulus, mean eigenvalue) beside it: an error of the logarithm would weigh a
             stiff crystal as much as a soft one. Labels that are not positive definite train too; predictions come near.
         sign_free: Train and judge by the smaller of |T - P| and |T + P|, where a source does not fix the sign.
-        derive: What else to tell of a prediction: see ``foundation.derived``.
+        derive: What else to tell of a prediction: see ``foundation.derived``. A refractive index follows only where the
+            name of the property says that the dielectric tensor is the electronic one.
         hidden: Channels of a hidden layer; 0 for a linear head.
         loss: How an error counts: "l1" by the root mean square of its components, "mse" by its square, or "huber".
     """
@@ -124,6 +125,10 @@ class TensorHead(CartesianHead):
     def reachable(self, target: Tensor, batch: Any) -> Tensor:
         """[B] whether a label is as definite as predictions are."""
         return is_definite(target) if self.positive_definite else super().reachable(target, batch)
+
+    def comparable(self, predicted: Tensor, target: Tensor, batch: Any) -> Tensor:
+        """[B, 3, 3, ...] physical targets as predictions are to be compared with them."""
+        return aligned(target, predicted) if self.sign_free else target
 
     def metrics(self, **sync: Any) -> Mapping[str, Metric]:
         """Mean absolute error of the components, and norm of the error."""

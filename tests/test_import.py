@@ -234,6 +234,49 @@ def test_exit_code_1_only_if_no_record_succeeded(tmp_path: Path, capsys: pytest.
     assert len(CrystalStore.open(tmp_path / "s")) == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "reason", "detail"),
+    [
+        ([[1.0] * 50, [1.0] * 51, [2.0] * 51], "wrong_shape", "x has the shape (50,), most labels have (51,)"),
+        ([[[1.0] * 6] * 5, [[1.0] * 6] * 6, [[2.0] * 6] * 6], "wrong_shape", "(5, 6), most labels have (6, 6)"),
+        ([[[1.0]] * 5, [1.0] * 5, [2.0] * 5], "wrong_shape", "x has the shape (5, 1), most labels have (5,)"),
+        ([7.0, [1.0] * 5, [2.0] * 5], "wrong_shape", "x has the shape (), most labels have (5,)"),
+        ([[1.0] * 4 + [None], [1.0] * 5, [2.0] * 5], "nonfinite_label", "x has a null"),
+        ([[[1.0, 2.0], [3.0]], [[1.0] * 2] * 2, [[2.0] * 2] * 2], "wrong_shape", "x"),
+    ],
+)
+def test_a_label_unlike_the_others_of_an_undeclared_property_is_listed(
+    tmp_path: Path, values: list[Any], reason: str, detail: str
+) -> None:
+    cations, values = ("Na", "K", "Rb", "Cs"), [*values, values[-1]]
+    given = [entry(salt(name, 5.6), name, x=x, y=1.0) for name, x in zip(cations, values, strict=True)]
+    file = lines(tmp_path / "a.jsonl", *given, entry(salt("Li"), "Li", x=values[0]))
+    import_store([file], tmp_path / "s", workers=1)
+    store = CrystalStore.open(tmp_path / "s")
+    assert store.ids == list(cations)
+    assert store.nested("x") == [None, *values[1:]]
+    store.shaped("x")
+    found = rows(tmp_path / "s")
+    assert {row["id"]: row["reason"] for row in found} == {"Na": reason, "Li": reason}
+    assert all(detail in row["detail"] for row in found)
+    assert {row["file"] for row in found} == {str(file)}
+    counts = store.manifest["counts"]
+    assert (counts["rejected"], counts["dropped_labels"]) == (1, 1)
+
+
+def test_one_wrong_list_among_labels_of_atoms_is_listed(tmp_path: Path) -> None:
+    primitive = salt("K").get_primitive_structure()
+    given = [entry(salt(), "a", m=[1.0] * 8), entry(primitive, "b", m=[1.0] * 2), entry(salt("Rb"), "c", m=[1.0] * 7)]
+    import_store([lines(tmp_path / "a.jsonl", *given)], tmp_path / "s", workers=1)
+    assert CrystalStore.open(tmp_path / "s").properties["m"].level == "atom"
+    (row,) = rows(tmp_path / "s")
+    assert (row["id"], row["reason"], row["detail"]) == (
+        "c",
+        "wrong_length",
+        "m 7 entries for 8 atoms; no label is left",
+    )
+
+
 def test_an_existing_store_is_replaced_only_on_request(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", entry(salt(), "1", gap=5.0))
     assert run("import", source, "--out", tmp_path / "s") == 0

@@ -16,7 +16,7 @@ import torch
 from conftest import Command
 from shaped import turned, zincblende
 from studies import atoms
-from testing import QUIET, TINY, compounds, rock_salt
+from testing import QUIET, TINY, batch_of, compounds, rock_salt
 
 from datamodules.crystals import Crystal
 from datamodules.datamodule import CrystalDataModule
@@ -25,10 +25,13 @@ from datamodules.graph import NeighborRecipe
 from datamodules.importing import import_store
 from datamodules.properties import KNOWN, Property, parse_property
 from datamodules.store import CrystalStore
-from datamodules.tensors import rotated, to_full, to_voigt
+from datamodules.tensors import has_voigt, rotated, to_full, to_voigt
 from foundation.checkpoint import find_members, load_checkpoint
+from foundation.commands.data import describe
 from foundation.derived import quantities
-from heads import TensorHead
+from foundation.largest_errors import crystal_errors
+from foundation.tracking.ending import final_metrics
+from heads import AtomHead, ClassificationHead, TensorHead
 
 
 def record(crystal: Crystal, **labels: Any) -> dict[str, Any]:
@@ -83,6 +86,25 @@ def test_voigt_and_back() -> None:
     assert elastic[0, 0, 1, 2] == 3  # C14 is xx, yz
 
 
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        ("ij=ji", True),
+        ("ij", False),
+        ("ij=-ji", False),
+        ("ijk=ikj", True),
+        ("ijk=jik", False),  # its pair stands in front
+        ("ijk=jik=kji", True),
+        ("ijkl=jikl=klij", True),
+        ("ijkl=ijlk=klij", True),
+        ("ijkl=jikl=ijlk", True),  # a 6 x 6 matrix that need not be symmetric
+        ("ijkl=klij", False),
+    ],
+)
+def test_voigt_notation_needs_symmetric_pairs_however_they_are_written(formula: str, expected: bool) -> None:
+    assert has_voigt(formula) == expected
+
+
 def test_what_breaks_its_crystals_symmetry_is_rejected_or_counts_less(tmp_path: Path) -> None:
     good, slanted = stiffness(100, 1.2), stiffness(100, 1.2)
     slanted[0, 0] *= 2
@@ -98,6 +120,7 @@ def test_what_breaks_its_crystals_symmetry_is_rejected_or_counts_less(tmp_path: 
     assert weights["good"] == 1
     assert 0 < weights["bad"] < 0.5
     assert store.manifest["counts"]["downweighted"] == 1
+    assert any(line.split() == ["labels", "that", "count", "less", "1"] for line in describe(store))
     import_store([file], tmp_path / "keep", asymmetric="keep")
     assert len(CrystalStore.open(tmp_path / "keep")) == 2
 
@@ -124,6 +147,9 @@ def test_a_tensor_in_another_frame_than_its_crystal_is_found_out(tmp_path: Path)
         ("elastic_tensor", [1.0] * 36, "wrong_shape", "(3, 3, 3, 3)"),
         ("born_charges", [np.eye(3).tolist()], "wrong_length", "1 entries for 2 atoms"),
         ("magmom_site", [1.0, 2.0, 3.0], "wrong_length", "magmom_site"),
+        ("dielectric_total", 5.0, "wrong_shape", "=5.0 a tensor ij=ji has the shape (3, 3)"),
+        ("phonon_dos", [[0.5]] * 51, "wrong_shape", "a bin of a spectrum is one number"),
+        ("phonon_dos", [0.5] * 9 + [None] + [0.5] * 41, "nonfinite_label", "bin 9 is null"),
         ("phonon_dos", [0.5] * 50, "other_grid", "50 bins, the grid is 0..1000..51 cm^-1"),
         ("dielectric_total", [[float("nan"), 0, 0], [0, 1, 0], [0, 0, 1]], "nonfinite_label", "dielectric_total"),
     ],
@@ -271,6 +297,7 @@ def test_predictions_are_json_columns_and_derived_numbers(foundation: Command, j
         assert answer.code == 0, answer.err
         with (tmp_path / "p.csv").open() as file:
             (rows[form],) = csv.DictReader(file)
+        assert ("no Voigt notation, written in full: born_charges" in answer.err) == (form == "voigt")
     full, voigt = (np.array(json.loads(rows[form]["elastic_tensor (GPa)"])) for form in ("full", "voigt"))
     assert (full.shape, voigt.shape) == ((3, 3, 3, 3), (6, 6))
     np.testing.assert_allclose(to_voigt(full, 4), voigt)
@@ -292,10 +319,44 @@ def test_evaluate_and_inspect_know_all_heads(
     told = json.loads((tmp_path / "e" / "metrics.json").read_text())["test"]
     trained = json.loads((joint_run / "metrics.json").read_text())["test"]
     assert told["elastic_tensor"]["frobenius"] == pytest.approx(trained["elastic_tensor"]["frobenius"], rel=1e-5)
+    assert "elastic_tensor.K_VRH" in answer.out
     answer = foundation("inspect", joint_run)
     assert answer.code == 0, answer.err
     assert "TensorHead" in answer.out
     assert "ijkl=jikl=klij" in answer.out
+    words = answer.out.split()
+    assert {"positive_definite,", "elastic", "sum_rule", "absolute", "sign_free,", "classes"} <= set(words)
+
+
+def test_every_property_has_its_largest_errors(joint_run: Path) -> None:
+    metrics = json.loads((joint_run / "metrics.json").read_text())["test"]
+    with (joint_run / "errors.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["property"] for row in rows} == metrics.keys()
+    for name, key in (("elastic_tensor", "frobenius"), ("piezoelectric_tensor", "frobenius"), ("phonon_dos", "mae")):
+        errors = [float(row["error"]) for row in rows if row["property"] == name]
+        assert errors == sorted(errors, reverse=True)
+        assert len(errors) == metrics[name]["count"]
+        assert np.mean(errors) == pytest.approx(metrics[name][key], rel=1e-4)
+    final = final_metrics({"val": {}, "test": metrics})
+    assert final["final/test/elastic_tensor/derived/K_VRH/mae"] == metrics["elastic_tensor"]["derived"]["K_VRH"]["mae"]
+
+
+def test_errors_of_crystals_with_labels_of_atoms_and_of_several_classes() -> None:
+    batch = batch_of(compounds(2))
+    irreps = "8x0e+4x1o+2x2e"
+    sizes = batch.num_atoms.tolist()
+    target = torch.zeros(sum(sizes), 3, 3, dtype=torch.float64)
+    target[0] = torch.nan
+    target[sizes[0] :] = torch.nan
+    found = crystal_errors(AtomHead(irreps, KNOWN["born_charges"]), torch.ones_like(target), target, batch)
+    np.testing.assert_allclose(found[0], [0, 3, 3])
+    assert np.isnan(found[1]).all()
+    several = ClassificationHead(irreps, Property("order", kind="class", classes=3))
+    probabilities = torch.tensor([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    found = crystal_errors(several, probabilities, torch.tensor([0.0, torch.nan]), batch)
+    np.testing.assert_allclose(found[0], [0, 1, 0.8], rtol=1e-6)
+    assert np.isnan(found[1]).all()
 
 
 @pytest.mark.parametrize("config", ["elastic", "born_charges"])
@@ -327,6 +388,55 @@ def test_shaped_heads_stay_in_replay_and_by_keep_head(
     assert answer.code == 0, answer.err
     heads = load_checkpoint(find_members(str(tmp_path / "r"))[0]).spec.heads
     assert {"shear_modulus", "elastic_tensor", "born_charges"} <= heads.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "shapes"),
+    [
+        ("phonon_dos", ["SpectrumHead", "--head.init_args.grid", "0..1000..31 cm^-1"], ("(51,)", "(31,)")),
+        ("dielectric_total", ["TensorHead", "--head.init_args.formula", "ijk=ikj"], ("(3, 3)", "(3, 3, 3)")),
+        ("my_elastic", ["TensorHead", "--head.init_args.formula", "ijkl=jikl=klij"], ("(6, 6)", "(3, 3, 3, 3)")),
+        ("born_charges", ["AtomHead", "--head.init_args.formula", "i"], ("(3, 3)", "(3,)")),
+    ],
+)
+def test_a_head_of_another_shape_than_its_labels_is_one_line(
+    foundation: Command, tmp_path: Path, name: str, head: list[str], shapes: tuple[str, str]
+) -> None:
+    random = np.random.default_rng(0)
+    values = {
+        "phonon_dos": lambda: random.random(51),
+        "dielectric_total": lambda: random.random() * np.eye(3),
+        "my_elastic": lambda: stiffness(90 + random.random(), 1),
+        "born_charges": lambda: random.random() * np.array([np.eye(3), -np.eye(3)]),
+    }[name]
+    store = tmp_path / "store"
+    crystals = [crystal for crystal in compounds() if len(crystal) == 2]
+    records = [cubic(name, values(), crystal, f"c{n}") for n, crystal in enumerate(crystals)]
+    import_store([write(tmp_path / "mine.jsonl.gz", records)], store, asymmetric="keep")
+    words = ["adapt", "--data.store", store, "--property", name, "--strategy", "from_scratch", *TINY, *QUIET]
+    answer = foundation(*words, "--out", tmp_path / "r", "--head", f"heads.{head[0]}", *head[1:])
+    assert answer.code == 2, answer.err
+    line = answer.err.strip().splitlines()[-1]
+    assert all(text in line for text in (name, str(store), *(f"shape {shapes[0]}", f"predicts {shapes[1]}")))
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "keep_head"])
+def test_labels_out_of_reach_stand_in_the_folder_of_the_run(
+    foundation: Command, joint_run: Path, tmp_path: Path, strategy: str
+) -> None:
+    store = tmp_path / "store"
+    records = [
+        cubic("elastic_tensor", stiffness(-90 if n == 3 else 90 + n, 1), crystal, f"c{n}")
+        for n, crystal in enumerate(compounds(12))
+    ]
+    import_store([write(tmp_path / "mine.jsonl.gz", records)], store, asymmetric="keep")
+    words = ["adapt", "--config", "configs/adapt_elastic.yaml", "--pretrained", joint_run, "--data.store", store]
+    words += [*QUIET, "--trainer.max_epochs", 1, "--data.test_share", 0, "--data.val_share", 0]
+    answer = foundation(*words, "--strategy", strategy, "--out", tmp_path / "r")
+    assert answer.code == 0, answer.err
+    assert "elastic_tensor: 1 training labels are not positive definite" in answer.err
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert metrics["not_positive_definite"] == {"elastic_tensor": ["c3"]}
 
 
 @pytest.mark.parametrize(
@@ -381,8 +491,17 @@ def test_refractive_index_and_piezoelectric_modulus() -> None:
     found = derived("dielectric_electronic", "dielectric", np.diag([4.0, 4.0, 9.0]))
     assert found["refractive_index"] == pytest.approx((17 / 3) ** 0.5)
     assert found["refractive_index_anisotropy"] == pytest.approx(1.0)
+    assert found["dielectric_constant"] == pytest.approx(17 / 3)
+    assert found["dielectric_anisotropy"] == pytest.approx(5.0)
     full = to_full(np.array([[0, 0, 0, 0.3, 0, 0], [0, 0, 0, 0, 0.3, 0], [0, 0, 0, 0, 0, 0.3]]), 3)
     # Of a cubic crystal it lies along the diagonal, 6 e14 / 3^1.5.
     assert derived("piezoelectric_tensor", "piezoelectric", full)["largest_piezoelectric_modulus"] == pytest.approx(
         0.3 * 6 / 27**0.5
     )
+
+
+def test_a_total_dielectric_tensor_has_no_refractive_index() -> None:
+    assert derived("dielectric_total", "dielectric", np.diag([4.0, 4.0, 9.0])).keys() == {
+        "dielectric_constant",
+        "dielectric_anisotropy",
+    }

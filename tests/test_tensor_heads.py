@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from e3nn import o3
 from pymatgen.analysis.elasticity import ElasticTensor
 from shaped import ShapedHeadSuite, TensorSuite, copper, wurtzite, zincblende
 from suites import CRYSTALS
-from testing import batch_of, rock_salt, tiny_encoder
+from testing import batch_of, random_crystal, rock_salt, tiny_encoder
 
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
 from datamodules.properties import KNOWN, Property
+from foundation.inference import Ensemble
+from foundation.training.module import MultiTaskModule
 from heads import AtomHead, SpectrumHead, TensorHead
 from heads.constraints import SymmetricExponential, exponential, from_matrix, invariants, logarithm, to_matrix
 from heads.shaped import ShapedHead
@@ -300,3 +303,41 @@ def test_what_makes_no_sense_is_refused_in_one_line(make: Any, message: str) -> 
         make()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("formula", ["ijkl=ijlk=klij", "ijkl=klij=ijlk=jikl"])
+def test_an_elastic_tensor_is_positive_definite_however_its_symmetry_is_written(formula: str) -> None:
+    assert TensorHead(IRREPS, tensor(formula), positive_definite=True).irreps_out == o3.Irreps("2x0e+2x2e+1x4e")
+
+
+def test_a_matrix_that_need_not_be_symmetric_is_not_positive_definite() -> None:
+    with pytest.raises(InputError, match="positive_definite needs the formula"):
+        TensorHead(IRREPS, tensor("ijkl=jikl=ijlk"), positive_definite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("piezoelectric_tensor", lambda irreps, prop: TensorHead(irreps, prop, sign_free=True)),
+        ("magmom_site", lambda irreps, prop: AtomHead(irreps, prop, sign="flip")),
+    ],
+)
+def test_members_that_learned_the_other_sign_do_not_cancel(name: str, make: Any) -> None:
+    encoder = tiny_encoder()
+    one = MultiTaskModule(encoder, {name: make(str(encoder.irreps_out), KNOWN[name])})
+    other = copy.deepcopy(one)
+    (head,) = (head for _, head in other.named_heads())
+    forward = head.forward
+    head.forward = lambda features, batch: -forward(features, batch)  # type: ignore[method-assign]
+    crystals = [random_crystal(5, seed=1), wurtzite()]
+    ensemble = Ensemble([one.eval(), other.eval()])
+    found = ensemble.predict([batch_of(crystals, encoder.recipe)])[name]
+    assert np.abs(found[:, 0]).max() > 0
+    np.testing.assert_array_equal(found[:, 1], found[:, 0])
+
+
+def test_a_target_whose_sign_is_free_is_compared_under_the_nearer_one() -> None:
+    head = TensorHead(IRREPS, KNOWN["piezoelectric_tensor"], sign_free=True)
+    target = torch.randn(3, 3, 3, 3)
+    said = torch.stack([-target[0], target[1], -0.1 * target[2]])
+    assert torch.equal(head.comparable(said, target, None), torch.stack([-target[0], target[1], -target[2]]))

@@ -147,7 +147,9 @@ def test_the_largest_errors_are_those_of_the_right_crystals(tiny_store: Path, ti
     known = ~np.isnan(target)
     assert 0 < known.sum() < len(rows)
     predicted = target[known] + np.linspace(-1, 0.5, known.sum())
-    table = largest_errors({"band_gap": np.stack([target[known], predicted], axis=1)}, data, "train", count=3)
+    errors = np.full((len(rows), 3), np.nan)
+    errors[known] = np.stack([target[known], predicted, predicted - target[known]], axis=1)
+    table = largest_errors({"band_gap": errors}, data, "train", count=3)
     assert tuple(table.columns) == COLUMNS
     assert table["id"].tolist() == [data.store.ids[row] for row in rows[known][:3]]
     assert table["formula"].tolist() == [data.store.formulas[row] for row in rows[known][:3]]

@@ -34,6 +34,7 @@ from foundation.training.denoising import Displacements
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.run import RunSettings, claim_folder, clear_run, train
+from foundation.training.scaling import unreachable
 
 
 def parser() -> ArgumentParser:
@@ -210,14 +211,15 @@ def _conclude(
     found: dict[str, Any],
 ) -> dict[str, Any]:
     """What the mean of several models is worth, on file and in print."""
-    val, _ = evaluate(Ensemble(models), data, "val")
-    test, pairs = evaluate(Ensemble(models), data, "test")
+    val = evaluate(Ensemble(models), data, "val").metrics
+    test, pairs, _ = evaluate(Ensemble(models), data, "test")
     metrics = {
         **{key: members[0][key] for key in ("epochs", "trainable_parameters", "encoder")},
         "split": data.split.how,
         "notes": data.split.notes,
         "seconds": round(sum(member["seconds"] for member in members), 1),
         "members": [member["test"] for member in members],
+        "not_positive_definite": unreachable(models[0], data),
         **found,
         "val": val,
         "test": test,

@@ -122,8 +122,8 @@ def describe(store: CrystalStore) -> list[str]:
 
     counts = store.manifest["counts"]
     names = {"records": "records read", "dropped_labels": "labels rejected", "duplicates": "duplicate labels"}
-    names |= {"conflicts": "conflicting labels"}
-    order = ("records", "crystals", "merged", "rejected", "dropped_labels", "duplicates", "conflicts")
+    names |= {"conflicts": "conflicting labels", "downweighted": "labels that count less"}
+    order = ("records", "crystals", "merged", "rejected", "dropped_labels", "downweighted", "duplicates", "conflicts")
     rows = [(names.get(key, key), f"{counts[key]:,}") for key in order if key in counts]
     lines = [f"store {store.path}  {store.content_hash[:12]}", *_aligned(rows, right=(1,))]
     sources = [(item["name"], f"{item['bytes']:,} bytes") for item in store.manifest.get("sources", [])]

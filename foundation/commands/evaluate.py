@@ -56,19 +56,19 @@ def main(words: Sequence[str]) -> int:
     leakage = check_leakage(data, checkpoints, args.leakage, say, parts, judging=parts)
     if data.store.content_hash != trained["store"]["content_hash"] and args.split != "all":
         say("warning: not the store this model was trained on, so this split is a new one")
-    results, pairs = evaluate(ensemble, data, args.split)
+    found = evaluate(ensemble, data, args.split)
     out = Path(args.out) if args.out else _folder(Path(args.checkpoint), args.split)
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "checkpoint": args.checkpoint,
         "store": args.store,
         "split": args.split,
-        args.split: results,
+        args.split: found.metrics,
         "leakage": leakage,
     }
     write_json(out / "metrics.json", content)
-    plots.parity(pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / "parity.png")
-    print_metrics(results, f"{args.split} crystals of {args.store}, {args.checkpoint}, {out}")
+    plots.parity(found.pairs, {name: data.property_of(name).unit for name in known}, out / "plots" / "parity.png")
+    print_metrics(found.metrics, f"{args.split} crystals of {args.store}, {args.checkpoint}, {out}")
     return 0
 
 

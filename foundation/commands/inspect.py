@@ -51,10 +51,11 @@ def main(words: Sequence[str]) -> int:
                 type(head).__name__,
                 head.property.unit or "-",
                 _labels(head),
+                _options(head),
                 ", ".join(f"{key} {number(float(value))}" for key, value in scaler.items()),
             ]
         )
-    print_table("heads", ["property", "kind", "unit", "labels", "scaler"], heads)
+    print_table("heads", ["property", "kind", "unit", "labels", "options", "scaler"], heads)
     print("trained on")
     _print_data(checkpoint.card["data"])
     if checkpoint.card["pretrained"]:
@@ -70,9 +71,30 @@ def main(words: Sequence[str]) -> int:
 
 
 def _labels(head: Head) -> str:
-    """Index symmetry or bins of a label that is not one number, and whether each atom has one."""
-    shape = getattr(head, "formula", "") or head.property.grid
+    """Index symmetry, bins or classes of a label that is not one number, and whether each atom has one."""
+    classes = f"{head.property.classes or 2} classes" if head.is_classifier else ""
+    shape = getattr(head, "formula", "") or _grid(head) or classes
     return " ".join(word for word in (shape, "of each atom" if head.property.level == "atom" else "") if word) or "-"
+
+
+def _grid(head: Head) -> str:
+    """Bins of a spectrum, as the head has them."""
+    from heads import SpectrumHead
+
+    if not isinstance(head, SpectrumHead):
+        return ""
+    return f"{float(head.grid[0]):g}..{float(head.grid[-1]):g}..{len(head.grid)} {head.grid_unit}".rstrip()
+
+
+def _options(head: Head) -> str:
+    """What a head was told of its labels, where it is not what every head does."""
+    from heads import AtomHead, TensorHead
+
+    flags = ("positive_definite", "sign_free", "sum_rule", "nonnegative")
+    found = [flag for flag in flags if getattr(head, flag, False)]
+    found += [f"sign {head.sign}"] if isinstance(head, AtomHead) and head.sign != "signed" else []
+    found += [f"derive {head.derive}"] if isinstance(head, TensorHead) and head.derive else []
+    return ", ".join(found) or "-"
 
 
 def _rate(rate: float) -> str:

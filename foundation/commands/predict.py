@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -46,6 +47,8 @@ def main(words: Sequence[str]) -> int:
     paths = _expand(args.paths)
     checkpoints = [load_checkpoint(member) for member in find_members(args.checkpoint)]
     columns = Columns(Ensemble([checkpoint.build() for checkpoint in checkpoints]), args.tensor_format)
+    if args.tensor_format == "voigt" and columns.never_voigt:
+        print(f"no Voigt notation, written in full: {', '.join(columns.never_voigt)}", file=sys.stderr)
     seen = {z for checkpoint in checkpoints for z in checkpoint.elements_seen}
     out = Path(args.out)
     if not out.parent.is_dir():

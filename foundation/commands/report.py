@@ -16,13 +16,20 @@ _COLUMNS = (
 
 
 def print_metrics(results: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print the metrics of every property, in physical units."""
+    """Print the metrics of every property, in physical units, and the errors of what follows from a tensor."""
     columns = [column for column in _COLUMNS if any(column in result for result in results.values())]
     rows = [
         [name, result["unit"], f"{result['count']:,}", *(number(result.get(column)) for column in columns)]
         for name, result in results.items()
     ]
     print_table(title, ["property", "unit", "labels", *(column.replace("_", " ") for column in columns)], rows)
+    derived = [
+        [f"{name}.{quantity}", found["unit"], f"{found['count']:,}", number(found["mae"]), number(found["median_mae"])]
+        for name, result in results.items()
+        for quantity, found in result.get("derived", {}).items()
+    ]
+    if derived:
+        print_table("what follows from them", ["quantity", "unit", "labels", "mae", "mae of the median"], derived)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -153,7 +153,7 @@ def adapt_all(
                 models.append(model)
                 results.append(result)
                 bar.update()
-            ensemble, found = evaluate(Ensemble(models), data, "test")
+            ensemble, found, _ = evaluate(Ensemble(models), data, "test")
             pairs[name] = found[HELD_BACK]
             errors = [float(result["test"][HELD_BACK]["mae"]) for result in results]
             rows.append(

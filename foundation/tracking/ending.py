@@ -28,14 +28,19 @@ def record_ending(tracker: Tracker, results: Mapping[str, Any], folder: Path) ->
 
 
 def final_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """``final/PART/PROPERTY/METRIC`` of the parts that validate and test."""
-    return {
-        f"final/{part}/{name}/{key}": value
-        for part in ("val", "test")
-        for name, metrics in results[part].items()
-        for key, value in metrics.items()
-        if isinstance(value, int | float)
-    }
+    """``final/PART/PROPERTY/METRIC`` of the parts that validate and test, ``.../derived/K_VRH/mae`` of what follows."""
+    return _numbers("final", {part: results[part] for part in ("val", "test")})
+
+
+def _numbers(path: str, nested: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in nested mappings, by the way to them."""
+    found: dict[str, float] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(f"{path}/{key}", value)
+        elif isinstance(value, int | float):
+            found[f"{path}/{key}"] = value
+    return found
 
 
 def _pictures(folder: Path) -> dict[str, Any]:

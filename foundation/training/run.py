@@ -42,6 +42,7 @@ from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
 from foundation.training.preemption import Leaving, farewell
+from foundation.training.scaling import unreachable
 from foundation.training.sharded import check_sharding, is_sharded
 from foundation.training.spec import ModelSpec
 from foundation.training.trainer import make_trainer, silence_lightning
@@ -234,14 +235,16 @@ def _report(
         "notes": data.split.notes,
         **found,
     }
-    pairs: dict[str, dict[str, Any]] = {}
-    for part in ("val", "test"):
-        results[part], pairs[part] = evaluate(ensemble, data, part)
+    evaluations = {part: evaluate(ensemble, data, part) for part in ("val", "test")}
+    results |= {part: evaluation.metrics for part, evaluation in evaluations.items()}
+    results["not_positive_definite"] = unreachable(module, data)
     write_json(folder / "metrics.json", results)
     judged = "test" if len(data.split.test) else "val"
-    write_text(folder / "errors.csv", largest_errors(pairs[judged], data, judged).to_csv(index=False))
+    write_text(folder / "errors.csv", largest_errors(evaluations[judged].errors, data, judged).to_csv(index=False))
     plots.parity(
-        pairs["test"], {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png"
+        evaluations["test"].pairs,
+        {name: data.property_of(name).unit for name in data.names},
+        folder / "plots" / "parity.png",
     )
     if (folder / "metrics.csv").is_file():
         plots.learning_curves(folder / "metrics.csv", folder / "plots" / "learning_curves.png")

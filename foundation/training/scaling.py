@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from torch import Tensor
 
-from datamodules.datamodule import CrystalDataModule, Rows
+from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.properties import Property
 from foundation.process import is_first_process
 from foundation.training.module import MultiTaskModule
+from heads import Head
+from heads.shaped import ShapedHead
 
 MAX_LABELS = 200_000  # a mean of so many is known to 0.2 % of their spread, and more would not fit into memory
 
@@ -21,7 +24,7 @@ def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
     Of more than ``MAX_LABELS`` a random part is taken, the same for all processes.
 
     Raises:
-        InputError: If no training crystal carries a label of a property.
+        InputError: If no training crystal carries a label of a property, or labels have another shape than its head.
     """
     heads = dict(module.named_heads())
     for name in data.names:
@@ -33,17 +36,45 @@ def fit_scalers(module: MultiTaskModule, data: CrystalDataModule) -> None:
         if len(rows) > MAX_LABELS:
             chosen = np.sort(np.random.default_rng(0).choice(len(rows), MAX_LABELS, replace=False))
             rows, labels = rows[chosen], labels[chosen]
-        batch = data.graphs.gather_atoms(rows)
-        _tell_out_of_reach(name, rows[~heads[name].reachable(labels, batch).numpy()], data)
-        heads[name].fit_scaler(labels, batch)
+        check_shape(heads[name], labels, data)
+        heads[name].fit_scaler(labels, data.graphs.gather_atoms(rows))
+    tell_unreachable(module, data)
 
 
-def _tell_out_of_reach(name: str, rows: Rows, data: CrystalDataModule) -> None:
-    """List the crystals whose labels no prediction can be equal to: tensors that are not positive definite."""
-    if len(rows) and is_first_process():
-        ids = ", ".join(data.store.ids[row] for row in rows.tolist())
+def check_shape(head: Head, labels: Tensor, data: CrystalDataModule) -> None:
+    """Refuse labels [M, ...] of another shape than a head predicts.
+
+    Raises:
+        InputError: If they differ.
+    """
+    name, found = head.property.name, tuple(labels.shape[1:])
+    if isinstance(head, ShapedHead) and len(labels) and found != head.shape:
+        raise InputError(
+            f"property {name}: the labels of store {data.store.path} have the shape {found}, its "
+            f"{type(head).__name__} predicts {head.shape}; give --head.init_args that fit, or import the store again "
+            f"with --property '{name}:{head.property.unit}:...' that states the formula or grid, so that labels in "
+            "another form are brought to it"
+        )
+
+
+def unreachable(module: MultiTaskModule, data: CrystalDataModule) -> dict[str, list[str]]:
+    """Property -> ids of the training crystals whose labels no prediction can be: tensors not positive definite."""
+    found = {}
+    for name, head in module.named_heads():
+        if name in data.shaped:
+            rows, labels = data.training_labels(name)
+            out = ~head.reachable(labels, data.graphs.gather_atoms(rows)).numpy()
+            found[name] = [data.store.ids[row] for row in rows[out].tolist()]
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def tell_unreachable(module: MultiTaskModule, data: CrystalDataModule) -> None:
+    """Say which training labels no prediction can be equal to."""
+    for name, ids in unreachable(module, data).items() if is_first_process() else ():
+        listed = ", ".join(ids)
         print(
-            f"{name}: {len(rows)} training labels are not positive definite, as predictions are: {ids}", file=sys.stderr
+            f"{name}: {len(ids)} training labels are not positive definite, as predictions are: {listed}",
+            file=sys.stderr,
         )
 
 
