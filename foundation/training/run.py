@@ -147,7 +147,7 @@ def train(
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     module.card["run"] = identify(folder, module.card, settings.group)
     loggers: list[Logger] = [GuardedLogger(CSVLogger(folder, name="", version=""), Guard("writing metrics.csv"))]
-    tracker = _track(module, data, settings, config)
+    tracker = track(module, data, settings, config)
     if tracker is not None:
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
@@ -174,10 +174,10 @@ def train(
     return results
 
 
-def _track(
+def track(
     module: MultiTaskModule, data: CrystalDataModule, settings: RunSettings, config: Mapping[str, Any]
 ) -> Tracker | None:
-    """Begin the record of a run, with what it stands on; None where there is none."""
+    """Begin the record of a run, or go on with it, with what it stands on; None where there is none."""
     if settings.wandb == "off" or not is_first_process():
         return None
     run = module.card["run"]
@@ -241,7 +241,7 @@ def _report(
     judged = "test" if len(data.split.test) else "val"
     write_text(folder / "errors.csv", largest_errors(pairs[judged], data, judged).to_csv(index=False))
     plots.parity(
-        pairs["test"], {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png"
+        pairs[judged], {name: data.property_of(name).unit for name in data.names}, folder / "plots" / "parity.png"
     )
     if (folder / "metrics.csv").is_file():
         plots.learning_curves(folder / "metrics.csv", folder / "plots" / "learning_curves.png")
