@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -139,13 +139,19 @@ def cut_by_cost(rows: Rows, costs: Rows, limit: int) -> list[Rows]:
     return np.split(rows, starts_by_cost(costs, limit)[1:]) if len(rows) else []
 
 
-def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[dict[str, Any], dict[str, Values]]:
+def evaluate(
+    ensemble: Ensemble,
+    data: CrystalDataModule,
+    part: str,
+    watched: Callable[[Iterable[CrystalBatch]], Iterable[CrystalBatch]] = iter,
+) -> tuple[dict[str, Any], dict[str, Values]]:
     """Metrics of every property on one part of the data, beside what one would say without a model.
 
     Args:
         ensemble: The model.
         data: Its data, with the same properties chosen.
         part: "train", "val", "test" or "all".
+        watched: Hands on the batches, and may break them off.
 
     Returns:
         Property name -> its unit, counts and metrics in physical units, and property name -> [K, 2] the targets
@@ -153,7 +159,7 @@ def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> tuple[di
     """
     rows = data.split.rows(part)
     loader = data.loader(part)
-    predicted = ensemble.predict(loader, total=len(loader))
+    predicted = ensemble.predict(watched(loader), total=len(loader))
     batch = data.graphs.gather_atoms(rows)
     results: dict[str, Any] = {}
     pairs: dict[str, Values] = {}
