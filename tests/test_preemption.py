@@ -38,6 +38,7 @@ def words(store: Path, world: int = 1, *more: object) -> list[object]:
     """A pretraining run whose global batches do not depend on the number of processes."""
     properties = "formation_energy_per_atom,band_gap"
     run = ["pretrain", "--data.store", store, "--data.properties", properties, *TINY, *QUIET]
+    run += ["--trainer.log_every_n_steps", 1]  # so that losses are told between epochs, too
     return [*run, "--data.batch_size", 8 // world, "--trainer.max_epochs", EPOCHS, *more]
 
 
