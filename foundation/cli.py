@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from datamodules.errors import InputError
+from foundation.output import losing_output
 from foundation.process import is_first_process, keep_freed_memory
 from foundation.stopping import Preempted, held_signals
 
@@ -33,6 +34,8 @@ COMMANDS = {
 
 # Those that leave between two batches when a signal asks them to; while they import, signals wait.
 _SAVING = ("pretrain", "adapt")
+# Those whose work is worth more than what they print of it; of others, what they print is the work.
+_TRAINING = (*_SAVING, "sweep", "study", "quickstart")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    with losing_output() if words[:1] and words[0] in _TRAINING else nullcontext():
+        return _answer(words, debug)
+
+
+def _answer(words: list[str], debug: bool) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help(), flush=True)  # here, where a closed pipe is handled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -158,17 +158,23 @@ class Evaluation(NamedTuple):
     errors: dict[str, Values]
 
 
-def evaluate(ensemble: Ensemble, data: CrystalDataModule, part: str) -> Evaluation:
+def evaluate(
+    ensemble: Ensemble,
+    data: CrystalDataModule,
+    part: str,
+    watched: Callable[[Iterable[CrystalBatch]], Iterable[CrystalBatch]] = iter,
+) -> Evaluation:
     """Metrics of every property on one part of the data, beside what one would say without a model.
 
     Args:
         ensemble: The model.
         data: Its data, with the same properties chosen.
         part: "train", "val", "test" or "all".
+        watched: Hands on the batches, and may break them off.
     """
     rows = data.split.rows(part)
     loader = data.loader(part)
-    predicted = ensemble.predict(loader, total=len(loader))
+    predicted = ensemble.predict(watched(loader), total=len(loader))
     batch = data.graphs.gather_atoms(rows)
     results: dict[str, Any] = {}
     pairs: dict[str, Values] = {}

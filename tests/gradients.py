@@ -20,6 +20,7 @@ from torch import Tensor
 from datamodules.datamodule import CrystalDataModule
 from datamodules.properties import KNOWN
 from foundation.checkpoint import build_module
+from foundation.training.denoising import AT_REST, Displacements, module_kind
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
 from foundation.training.scaling import fit_scalers
@@ -30,6 +31,7 @@ from foundation.training.weighting import UncertaintyWeights
 NAMES = ["formation_energy_per_atom", "band_gap", "shear_modulus"]
 ACCUMULATE = (1, 2)
 VALIDATED = (13, 7, 1)
+DISTURBED = Displacements(share=0.5)
 
 
 class Recorder(Callback):
@@ -43,23 +45,26 @@ class Recorder(Callback):
             self.steps.append({name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None})
 
 
-def make_module(data: CrystalDataModule) -> tuple[MultiTaskModule, ModelSpec]:
+def make_module(data: CrystalDataModule, displacements: Displacements = AT_REST) -> tuple[MultiTaskModule, ModelSpec]:
     """A tiny encoder with three heads and learned task weights, in double precision, ready to train on the data."""
     torch.manual_seed(0)
     spec = ModelSpec(TINY_ENCODER, {name: HeadSpec("heads.ScalarHead", {}, KNOWN[name]) for name in NAMES})
-    module = build_module(spec, Optimization(), weighting=UncertaintyWeights(NAMES)).double()
+    kind = module_kind(displacements, seed=0)
+    module = build_module(spec, Optimization(), kind=kind, weighting=UncertaintyWeights(NAMES)).double()
     data.choose(NAMES, module.encoder.recipe)
     fit_scalers(module, data)
     return module, spec
 
 
-def gradients(store: Path, batch_size: int, accumulate: int, **trainer_args: Any) -> list[dict[str, Tensor]]:
+def gradients(
+    store: Path, batch_size: int, accumulate: int, displacements: Displacements = AT_REST, **trainer_args: Any
+) -> list[dict[str, Tensor]]:
     """Train one epoch in double precision with learned task weights."""
     with default_dtype(torch.float64), warnings.catch_warnings():
         silence_lightning()
         warnings.filterwarnings("ignore", message=".*across ranks is zero. Please be cautious.*")
         data = CrystalDataModule(str(store), batch_size=batch_size)
-        module, _ = make_module(data)
+        module, _ = make_module(data, displacements)
         recorder = Recorder()
         lightning.Trainer(
             accelerator="cpu",
@@ -104,6 +109,7 @@ def validations(store: Path, batch_size: int, **trainer_args: Any) -> list[dict[
 if __name__ == "__main__":
     together: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     steps = [gradients(Path(sys.argv[1]), 3, accumulate, **together) for accumulate in ACCUMULATE]
+    steps += [gradients(Path(sys.argv[1]), 3, accumulate, DISTURBED, **together) for accumulate in ACCUMULATE]
     metrics = validations(Path(sys.argv[1]), 3, **together)
     if torch.distributed.get_rank() == 0:
         torch.save((steps, metrics), sys.argv[2])

@@ -41,7 +41,8 @@ class Moment:
     """When a process sends itself a signal: at the n-th call of something, counted from 1.
 
     Attributes:
-        what: "start" (before the command is parsed), "train", "validate" or "save".
+        what: "start" (before the command is parsed), "train", "validate", "save", or after the last step "calibrate"
+            or "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -141,6 +142,7 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
 
     from foundation import plots
     from foundation.commands import pretrain
+    from foundation.training import run
     from foundation.training.module import MultiTaskModule
 
     calls: dict[str, int] = {}
@@ -181,3 +183,5 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
     before(pretrain, "parser", "start")
+    before(run, "calibrate", "calibrate")
+    before(run, "evaluate", "evaluate")

@@ -229,3 +229,33 @@ def test_strategies_go_together(
     card = load_checkpoint(tmp_path / "runs/adapt-shear_modulus-last_blocks-l2_sp-gradual/checkpoints/last.ckpt").card
     assert [stage for stage, rate in card["rates"].items() if rate == 0] == ["embedding"]
     assert foundation(*words[:-4], "--strategy", "last_blocks,nothing").code == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is /dev/full")
+def test_a_log_on_a_full_disk_does_not_stop_a_training(tiny_store: Path, tmp_path: Path) -> None:
+    words = [
+        "pretrain",
+        "--data.store",
+        tiny_store,
+        "--data.properties",
+        "band_gap",
+        *TINY,
+        *SHORT,
+        "--compile",
+        "auto",
+    ]
+    command = [sys.executable, "-m", "foundation", *map(str, words), "--out", str(tmp_path / "run")]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 0
+        assert read(tmp_path / "run" / "metrics.json")["epochs"] == 1
+        # An answer that is lost is no success.
+        assert subprocess.run([*command[:3], "--version"], stdout=full, stderr=full, check=False).returncode != 0
+
+
+def test_without_test_crystals_the_parity_plot_is_of_those_that_validate(
+    foundation: Command, tiny_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    for name, more in (("one", []), ("two", ["--seeds", 2])):
+        words = ["--strategy", "linear_probe", "--data.test_share", 0, *more]
+        assert adapt(foundation, tiny_run, tiny_store, tmp_path / name, *words).code == 0
+        assert (tmp_path / name / "plots" / "parity.png").is_file()

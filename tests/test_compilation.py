@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Answer, Command
+from launching import launch_two
 from test_training import differing, read
 from testing import QUIET, TINY
 
@@ -228,6 +229,17 @@ def test_compiled_four_epochs_are_two_and_two_resumed(tiny_store: Path, tmp_path
         for name in ("four", "eager")
     ]
     assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+
+
+@pytest.mark.skipif(compilation._missing_compiler() is not None, reason="no C++ compiler")
+def test_two_processes_train_compiled_as_one_model(tiny_store: Path, tmp_path: Path) -> None:
+    """Each sees crystals of its own: weights stay equal only where gradients of compiled steps are averaged."""
+    launch_two("compiled.py", tiny_store, tmp_path)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["compiled"]
+    assert two["compiled"]
+    assert differing(one["weights"], two["weights"]) == []
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] > 3
 
 
 def test_the_cache_stays_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradients import ACCUMULATE, NAMES, gradients, validations
+from gradients import ACCUMULATE, DISTURBED, NAMES, gradients, validations
 from launching import launch_two
 from testing import batch_of, compounds, default_dtype, tiny_encoder
 
@@ -16,6 +16,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
 from datamodules.properties import KNOWN
 from datamodules.store import write_store
+from foundation.training.denoising import AT_REST, Displacements
 from foundation.training.module import MultiTaskModule
 from heads import ScalarHead
 
@@ -39,20 +40,24 @@ def uneven_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_processes(
     uneven_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Steps], list[dict[str, float]]]:
-    """The gradients of two gloo processes, for every number of accumulated batches, and what validation gives."""
+    """The gradients of two gloo processes, for every number of accumulated batches, of crystals at rest and then of
+    disturbed ones, and what validation gives.
+    """
     out = tmp_path_factory.mktemp("gradients") / "steps.pt"
     launch_two("gradients.py", uneven_store, out)
     steps, metrics = torch.load(out, weights_only=True)
     return steps, metrics
 
 
+@pytest.mark.parametrize("displacements", [AT_REST, DISTURBED], ids=["at rest", "disturbed"])
 @pytest.mark.parametrize("accumulate", ACCUMULATE)
 def test_two_processes_have_the_gradients_of_one(
-    uneven_store: Path, two_processes: tuple[list[Steps], Any], accumulate: int
+    uneven_store: Path, two_processes: tuple[list[Steps], Any], accumulate: int, displacements: Displacements
 ) -> None:
     """Whether one process sees 12 crystals, or two see 3 at a time and accumulate, is all the same."""
-    alone = gradients(uneven_store, 6 * accumulate, 1)
-    together = two_processes[0][ACCUMULATE.index(accumulate)]
+    alone = gradients(uneven_store, 6 * accumulate, 1, displacements)
+    place = ACCUMULATE.index(accumulate) + len(ACCUMULATE) * (displacements == DISTURBED)
+    together = two_processes[0][place]
     assert len(alone) == len(together) > 2
     for one, two in zip(alone, together, strict=True):
         assert one.keys() == two.keys()

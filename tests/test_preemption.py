@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -37,6 +38,7 @@ def words(store: Path, world: int = 1, *more: object) -> list[object]:
     """A pretraining run whose global batches do not depend on the number of processes."""
     properties = "formation_energy_per_atom,band_gap"
     run = ["pretrain", "--data.store", store, "--data.properties", properties, *TINY, *QUIET]
+    run += ["--trainer.log_every_n_steps", 1]  # so that losses are told between epochs, too
     return [*run, "--data.batch_size", 8 // world, "--trainer.max_epochs", EPOCHS, *more]
 
 
@@ -97,6 +99,46 @@ def test_a_signal(
     run = Ranks(command, tmp_path, world)
     assert run.wait() == [0] * world, run.printed()
     assert_the_same(tmp_path, whole[world], world)
+
+
+def test_a_signal_after_the_last_step(whole: dict[int, Path], tiny_store: Path, tmp_path: Path) -> None:
+    """The training is not done again, its evaluation is."""
+    command = [*words(tiny_store, 2), "--out", tmp_path / "run", "--resume", "auto"]
+    for moment, codes in (
+        (Moment("calibrate", rank=1), [143, 138]),
+        (Moment("evaluate"), [138, 0]),  # by the first process alone
+        (Moment("evaluate", 2, signal.SIGTERM), [143, 0]),
+    ):
+        run = Ranks(command, tmp_path, 2, moments=[moment])
+        assert run.wait() == codes, run.printed()
+        assert run.printed().splitlines()[-1].startswith("foundation: stopped before it was evaluated by ")
+        assert not (tmp_path / "run" / "metrics.json").exists()
+    run = Ranks(command, tmp_path, 2)
+    assert run.wait() == [0, 0], run.printed()
+    assert_the_same(tmp_path, whole[2], 2)
+    metrics = [json.loads((out / "run" / "metrics.json").read_text()) for out in (tmp_path, whole[2])]
+    assert [metrics[0][part] for part in ("val", "test")] == [metrics[1][part] for part in ("val", "test")]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
+        path.name for path in (whole[2] / "run" / "checkpoints").iterdir()
+    )
+
+
+def test_what_is_done_to_the_weights_after_the_last_step_is_done_once(
+    tiny_run: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    adapt = ["adapt", "--pretrained", tiny_run, "--data.store", tiny_store, "--property", "shear_modulus", *QUIET]
+    adapt += ["--strategy", "interpolate", "--optimization.learning_rate", 0.1, "--data.batch_size", 8]
+    adapt += ["--trainer.max_epochs", EPOCHS, "--resume", "auto"]
+    found = []
+    for name, starts in (("whole", [[]]), ("cut", [[Moment("evaluate", 2)], []])):
+        out = tmp_path / name
+        codes = [Ranks([*adapt, "--out", out / "run"], out, moments=moments).wait() for moments in starts]
+        assert codes == [[138], [0]][-len(starts) :], (out / "rank0.txt").read_text()
+        found.append(json.loads((out / "run" / "metrics.json").read_text())["interpolation"])
+    assert found[0] == found[1]
+    assert found[0]["share"] != 1, "nothing was done to the weights"
+    one, two = content(tmp_path / "whole"), content(tmp_path / "cut")
+    assert differing(one["state_dict"], two["state_dict"]) == []
 
 
 ACCUMULATED = ["--trainer.accumulate_grad_batches", 2, "--data.temperature", 2, "--task_weights", "learned"]

@@ -193,6 +193,32 @@ def test_a_run_that_judges_on_nothing_still_records_its_model(
     assert [entry["type"] for entry in entries(record_of(tmp_path / "run"), "artifact")] == ["dataset", "model"]
 
 
+@pytest.mark.parametrize("several", ["--folds", "--seeds"])
+def test_members_record_their_ensemble_and_what_it_holds_of_them(
+    foundation: Command, tiny_store: Path, runs: Path, tmp_path: Path, several: str
+) -> None:
+    """Folds rewrite the checkpoints of their members: an adaptation from one is tied to the version it reads."""
+    words = ["adapt", "--pretrained", runs / "pre", "--data.store", tiny_store, "--property", "shear_modulus", *QUIET]
+    words += [*OFFLINE, "--strategy", "linear_probe", "--trainer.max_epochs", 1, several, 2, "--out", tmp_path / "run"]
+    answer = foundation(*words)
+    assert answer.code == 0, answer.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["shear_modulus"]
+    for member in (0, 1):
+        folder = tmp_path / "run" / f"{several[2:-1]}{member}"
+        first, last = sorted(folder.glob("wandb/offline-run-*"), key=lambda record: record.stat().st_ctime_ns)
+        found = summary(last)
+        assert found["summary"]["ensemble/test/shear_modulus/mae"] == pytest.approx(metrics["mae"])
+        assert "plots/ensemble_parity" in found["summary"]
+        assert found["config"] == summary(first)["config"] | {"model": found["config"]["model"]}
+        made = model_artifact(load_checkpoint(folder / "checkpoints" / "last.ckpt"), tmp_path / "again")
+        versions = [
+            [entry["digest"] for entry in entries(record, "artifact") if entry["type"] == "model"][-1]
+            for record in (first, last)
+        ]
+        assert versions[1] == made.digest
+        assert (versions[0] == made.digest) == (several == "--seeds")
+
+
 def failing_log(monkeypatch: pytest.MonkeyPatch) -> None:
     def log(*_: Any, **__: Any) -> None:
         raise NO_SPACE

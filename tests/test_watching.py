@@ -88,6 +88,24 @@ def test_a_history_without_weights_and_biases_has_it_too(foundation: Command, ti
     assert epochs["memory/peak_GiB"].between(0.1, 100).all()
 
 
+def test_an_epoch_tells_of_itself_before_its_end(foundation: Command, tiny_store: Path, tmp_path: Path) -> None:
+    """Here what is told every ten steps is told at the end of an epoch as well, so the two can be compared."""
+    often = ["--trainer.log_every_n_steps", 1, "--data.batch_size", 5]
+    history = train(foundation, tiny_store, tmp_path / "run", *often)
+    recent = history.dropna(subset="speed/recent_crystals_per_second")
+    epochs = history.dropna(subset="speed/crystals_per_second")
+    assert recent["step"].tolist() == epochs["step"].tolist() == [9, 19]
+    for name in ("formation_energy_per_atom", "band_gap"):
+        expected = epochs[f"train/{name}/loss"].tolist()
+        assert recent[f"train/{name}/recent_loss"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert recent["speed/recent_data_wait"].between(0, 1).all()
+    assert recent["memory/peak_GiB"].between(0.1, 100).all()
+    assert (recent["speed/recent_crystals_per_second"] > 0).all()
+    more = ["--trainer.log_every_n_steps", 1, "--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2]
+    history = train(foundation, tiny_store, tmp_path / "accumulated", *more)
+    assert history.dropna(subset="speed/recent_data_wait")["step"].tolist() == [9, 19]
+
+
 def test_waiting_for_data_is_seen(
     foundation: Command, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

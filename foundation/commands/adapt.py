@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -29,11 +29,12 @@ from foundation.process import is_distributed, is_first_process
 from foundation.resuming import AUTO, NEVER, find_resumable
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.from_scratch import FromScratch
+from foundation.tracking.ensemble import record_ensemble
 from foundation.training.compilation import choice_of
 from foundation.training.denoising import Displacements
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.run import RunSettings, claim_folder, clear_run, train
+from foundation.training.run import RunSettings, claim_folder, clear_run, track, train
 from foundation.training.scaling import unreachable
 
 
@@ -139,6 +140,15 @@ def _check(config: Namespace, auto: bool) -> None:
         raise InputError("--folds: does not go together with --strategy auto, --seeds, --resume or several processes")
 
 
+class _Member(NamedTuple):
+    """One of several models: trained, with what its metrics.json holds, where it is recorded, and its data."""
+
+    module: MultiTaskModule
+    results: dict[str, Any]
+    run: RunSettings
+    data: CrystalDataModule
+
+
 def _adapt_once(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> dict[str, Any]:
@@ -167,30 +177,31 @@ def _member(adaptation: Adaptation, run: RunSettings, name: str, seed: int) -> R
 def _adapt_seeds(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> dict[str, Any]:
-    models, members = [], []
+    members = []
     for seed in range(config.seed, config.seed + config.seeds):
-        member = _member(adaptation, run, f"seed{seed}", seed)
-        results, module = _train(adaptation, data, member, config, recorded)
+        own = _member(adaptation, run, f"seed{seed}", seed)
+        results, module = _train(adaptation, data, own, config, recorded)
         run = replace(run, compile=choice_of(module, run.compile))  # chosen once, for all of them
-        models.append(module)
-        members.append(results)
+        members.append(_Member(module, results, own, data))
     if not is_first_process():
         return {}
-    for place, result in enumerate(members):
-        print_metrics(result["test"], f"test crystals, seed {config.seed + place}")
-    return _conclude(models, members, data, run, config, recorded, {})
+    for place, member in enumerate(members):
+        print_metrics(member.results["test"], f"test crystals, seed {config.seed + place}")
+    return _conclude(members, data, run, config, recorded, {})
 
 
 def _adapt_folds(
     adaptation: Adaptation, data: CrystalDataModule, run: RunSettings, config: Namespace, recorded: dict[str, Any]
 ) -> dict[str, Any]:
     compiled = run.compile
+    members = []
 
     def train_fold(part: CrystalDataModule, fold: int) -> tuple[MultiTaskModule, dict[str, Any]]:
         nonlocal compiled
-        member = replace(_member(adaptation, run, f"fold{fold}", config.seed + fold), compile=compiled)
-        results, module = _train(adaptation, part, member, config, recorded)
+        own = replace(_member(adaptation, run, f"fold{fold}", config.seed + fold), compile=compiled)
+        results, module = _train(adaptation, part, own, config, recorded)
         compiled = choice_of(module, compiled)  # chosen once, for all of them
+        members.append(_Member(module, results, own, part))
         return module, results
 
     made = crossfit(data, config.folds, config.seed, run.folder, train_fold)
@@ -198,36 +209,41 @@ def _adapt_folds(
     told = ", ".join(f"{name} {number(error)}" for name, error in made.errors.items())
     shares = ", ".join(f"{share:.0%} {name}" for name, share in made.weights._asdict().items())
     say(f"folds: MAE on labels left out, {unit}: {told}; predictions are {shares}")
-    return _conclude(made.models, made.results, data, run, config, recorded, {"crossfit": made.as_dict()})
+    return _conclude(members, data, run, config, recorded, {"crossfit": made.as_dict()})
 
 
 def _conclude(
-    models: list[MultiTaskModule],
-    members: list[dict[str, Any]],
+    members: list[_Member],
     data: CrystalDataModule,
     run: RunSettings,
     config: Namespace,
     recorded: dict[str, Any],
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the mean of several models is worth, on file and in print."""
-    val = evaluate(Ensemble(models), data, "val").metrics
-    test, pairs, _ = evaluate(Ensemble(models), data, "test")
+    """What the mean of several models is worth, on file, in print and in the record of each."""
+    ensemble = Ensemble([member.module for member in members])
+    val, test = evaluate(ensemble, data, "val"), evaluate(ensemble, data, "test")
     metrics = {
-        **{key: members[0][key] for key in ("epochs", "trainable_parameters", "encoder")},
+        **{key: members[0].results[key] for key in ("epochs", "trainable_parameters", "encoder")},
         "split": data.split.how,
         "notes": data.split.notes,
-        "seconds": round(sum(member["seconds"] for member in members), 1),
-        "members": [member["test"] for member in members],
-        "not_positive_definite": unreachable(models[0], data),
+        "seconds": round(sum(member.results["seconds"] for member in members), 1),
+        "members": [member.results["test"] for member in members],
+        "not_positive_definite": unreachable(members[0].module, data),
         **found,
-        "val": val,
-        "test": test,
+        "val": val.metrics,
+        "test": test.metrics,
     }
     write_json(run.folder / "metrics.json", metrics)
     write_text(run.folder / "config.yaml", yaml.safe_dump(recorded, sort_keys=False))
+    pairs = (test if len(data.split.test) else val).pairs
     plots.parity(pairs, {config.property: data.property_of(config.property).unit}, run.folder / "plots/parity.png")
-    print_metrics(test, f"test crystals, mean of {len(models)} models, {run.folder}")
+    for member in members:
+        tracker = track(member.module, member.data, member.run, {**recorded, "seed": member.run.seed})
+        if tracker is not None:
+            record_ensemble(tracker, metrics, run.folder)
+            tracker.finish()
+    print_metrics(test.metrics, f"test crystals, mean of {len(members)} models, {run.folder}")
     return metrics
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.batching import CrystalBatch
 from datamodules.errors import InputError
+from foundation.training.keyed_noise import child, key_of, normal, uniform
 from foundation.training.module import MultiTaskModule, epoch_mean
 from foundation.training.precision import full_precision
 from heads.pooling import crystal_mean, crystal_sum
@@ -63,10 +63,19 @@ class Denoising(nn.Module):
         self.settings = settings
         self.to_vector = o3.Linear(irreps, "1x1o")
 
-    def draw(self, batch: CrystalBatch, generator: torch.Generator) -> Tensor:
-        """[N, 3] displacements in units of ``sigma``, zero where a crystal stays at rest; its centre does not move."""
-        moves = torch.rand(len(batch.num_atoms), generator=generator) < self.settings.share
-        drawn = torch.randn(len(batch.z), 3, generator=generator).to(batch.edge_vector)
+    def draw(self, batch: CrystalBatch, *words: int) -> Tensor:
+        """[N, 3] displacements in units of ``sigma``, zero where a crystal stays at rest; its centre does not move.
+
+        Args:
+            batch: The batch.
+            words: What these displacements are for; those of a crystal follow from them and its row alone.
+        """
+        keys = child(key_of(*words), batch.row)  # [B]
+        moves = uniform(child(keys, torch.zeros_like(keys))) < self.settings.share
+        first = batch.num_atoms.cumsum(0) - batch.num_atoms  # [B] a crystal's first atom
+        atom = torch.arange(len(batch.z), device=keys.device) - first[batch.batch]
+        numbers = 1 + 6 * atom[:, None] + torch.arange(6, device=keys.device)  # 0 says whether the crystal moves
+        drawn = normal(child(keys[batch.batch, None], numbers).view(-1, 3, 2)).to(batch.edge_vector)
         drawn = drawn * moves.to(drawn)[batch.batch, None]
         centred: Tensor = drawn - crystal_mean(drawn, batch)[batch.batch]
         return centred
@@ -124,11 +133,12 @@ class DenoisingModule(MultiTaskModule):
         Raises:
             NonFiniteLoss: If the loss is NaN or infinite.
         """
-        displacement = self.denoising.draw(batch, self._generator(batch_index)).to(batch.edge_vector.device)
+        # Of this step: however many processes and accumulated batches share it, and after a resume as without.
+        displacement = self.denoising.draw(batch, self.seed, self.global_step)
         with full_precision(self.encoder(self.denoising.displaced(batch, displacement), None)) as features:
             sums, counts, _ = self.losses_of_heads(features, batch)
             loss = self.denoising.loss(features, displacement, batch)
-        self.denoising_error.update(loss.detach() / len(batch.num_atoms))
+        self.denoising_error.update(loss.detach() / len(batch.num_atoms), len(batch.num_atoms))
         return self.finish_step(
             batch, sums, counts, self.weighting(sums, counts) + self.denoising.settings.weight * loss
         )
@@ -137,8 +147,3 @@ class DenoisingModule(MultiTaskModule):
         """Log the error of the displacements, in units of their standard deviation, beside all else."""
         super().on_train_epoch_end()
         self.log("train/denoising", epoch_mean(self.denoising_error), sync_dist=True)
-
-    def _generator(self, batch_index: int) -> torch.Generator:
-        """Of this process and batch alone, so that a resumed run draws what an uninterrupted one does."""
-        words = [self.seed, self.current_epoch, batch_index, self.global_rank]
-        return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))

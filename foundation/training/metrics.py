@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection, SumMetric
+from torchmetrics import Metric, MetricCollection, SumMetric
 
 from heads import Head
 from heads.shaped import has_label
@@ -51,3 +52,29 @@ class PropertyMetrics(nn.Module):
         """Forget everything."""
         self.num_labels.reset()
         self.metrics.reset()
+
+
+class MeanLosses(Metric):
+    """Mean loss of every property over its labels, in all processes; NaN where there was none.
+
+    Args:
+        properties: How many there are.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, properties: int) -> None:
+        super().__init__()
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(properties, dtype=torch.float32), dist_reduce_fx="sum")
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Take in [P] sums of losses and [P] numbers of labels."""
+        self.sums += sums
+        self.counts += counts
+
+    def compute(self) -> Tensor:
+        """[P] means."""
+        return self.sums / self.counts

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.agreement import any_process, gathered, is_grouped
-from foundation.training.metrics import PropertyMetrics
+from foundation.training.metrics import MeanLosses, PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
 from foundation.training.sharded import local, whole
@@ -88,6 +88,7 @@ class MultiTaskModule(lightning.LightningModule):
         for name, stage in encoder.stages().items():
             stage.requires_grad_(self.rates[name] > 0)
         self.train_losses = _Metrics({name: MeanMetric() for name in self.names})
+        self.recent_losses = MeanLosses(len(self.names))  # since they were last told
         self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
@@ -134,6 +135,7 @@ class MultiTaskModule(lightning.LightningModule):
         """
         self._stop_unless_finite(total, batch, sums)
         self._labels_in_step.append(counts.sum())
+        self.recent_losses.update(sums.detach(), counts)
         for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
             if count > 0:
                 self.train_losses[name].update(loss / count, count)

@@ -27,7 +27,6 @@ from foundation.manifest import with_data
 from foundation.process import is_first_process
 from foundation.resuming import NEVER, step_of
 from foundation.slurm.job import Job
-from foundation.stopping import asked_to_stop
 from foundation.strategies.base import AdaptationStrategy
 from foundation.tracking.artifacts import record_inputs
 from foundation.tracking.ending import record_ending
@@ -38,6 +37,7 @@ from foundation.tracking.logger import Tracker, wandb_logger
 from foundation.training.calibration import calibrate
 from foundation.training.checkpoint_files import LAST
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
+from foundation.training.finishing import Finishing
 from foundation.training.history import kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
@@ -148,7 +148,7 @@ def train(
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     module.card["run"] = identify(folder, module.card, settings.group)
     loggers: list[Logger] = [GuardedLogger(CSVLogger(folder, name="", version=""), Guard("writing metrics.csv"))]
-    tracker = _track(module, data, settings, config)
+    tracker = track(module, data, settings, config)
     if tracker is not None:
         loggers.append(tracker)
     compilation = Compilation(settings.compile, stored_choice(settings.resume), settings.runs)
@@ -158,27 +158,34 @@ def train(
     trainer = make_trainer(
         folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args, settings.save_every
     )
-    started = time.perf_counter()
     last = folder / "checkpoints" / LAST
-    _fit(trainer, module, data, settings, tracker, last)
-    seconds = time.perf_counter() - started
-    if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
-        trainer.save_checkpoint(last)
-    calibrate(module, data, folder)
-    found = strategy.finish(module, data, folder) if strategy is not None else {}
     results: dict[str, Any] = {}
-    if trainer.is_global_zero:
-        results = _report(module, data, folder, trainer, seconds, found)
+    try:
+        with tracker.failing(unless=Leaving) if tracker is not None else nullcontext():
+            seconds = _fit(trainer, module, data, settings)
+            if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
+                trainer.save_checkpoint(last)
+            finishing = Finishing(trainer, last)
+            with finishing.kept():
+                finishing.leave_if_asked()
+                calibrate(module, data, folder)
+                finishing.leave_if_asked()
+                found = strategy.finish(module, data, folder) if strategy is not None else {}
+                finishing.leave_if_asked()
+                if trainer.is_global_zero:
+                    results = _report(module, data, folder, finishing, seconds, found)
+    except Leaving as leaving:
+        raise farewell(str(leaving), last, is_first_process()) from None
     if tracker is not None:
         record_ending(tracker, results, folder)
         tracker.finish()
     return results
 
 
-def _track(
+def track(
     module: MultiTaskModule, data: CrystalDataModule, settings: RunSettings, config: Mapping[str, Any]
 ) -> Tracker | None:
-    """Begin the record of a run, with what it stands on; None where there is none."""
+    """Begin the record of a run, or go on with it, with what it stands on; None where there is none."""
     if settings.wandb == "off" or not is_first_process():
         return None
     run = module.card["run"]
@@ -190,44 +197,32 @@ def _track(
     return tracker
 
 
-def _fit(
-    trainer: lightning.Trainer,
-    module: MultiTaskModule,
-    data: CrystalDataModule,
-    settings: RunSettings,
-    tracker: Tracker | None,
-    last: Path,
-) -> None:
-    """Train, from where the run goes on.
+def _fit(trainer: lightning.Trainer, module: MultiTaskModule, data: CrystalDataModule, settings: RunSettings) -> float:
+    """Train, from where the run goes on; returns the seconds that it took.
 
     Raises:
-        Preempted: If a signal asked the run to stop; it has been saved.
+        Leaving: If a signal asked the run to stop; it has been saved.
     """
-    first = is_first_process()
-    step = step_of(settings.resume) if first and settings.resume is not None else None
-    recording = tracker.failing(unless=Leaving) if tracker is not None else nullcontext()
-    try:
-        with recording, warnings.catch_warnings(), kept_history(settings.folder / "metrics.csv", step):
-            silence_lightning()
-            trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
-            if asked_to_stop() is not None and last.exists():  # since then; what follows is not resumed, but done anew
-                raise Leaving("before its evaluation")
-    except Leaving as leaving:
-        raise farewell(str(leaving), last, first) from None
+    started = time.perf_counter()
+    step = step_of(settings.resume) if is_first_process() and settings.resume is not None else None
+    with warnings.catch_warnings(), kept_history(settings.folder / "metrics.csv", step):
+        silence_lightning()
+        trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
+    return time.perf_counter() - started
 
 
 def _report(
     module: MultiTaskModule,
     data: CrystalDataModule,
     folder: Path,
-    trainer: lightning.Trainer,
+    finishing: Finishing,
     seconds: float,
     found: dict[str, Any],
 ) -> dict[str, Any]:
     ensemble = Ensemble([module])
     results: dict[str, Any] = {
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
+        "epochs": finishing.trainer.current_epoch,
+        "steps": finishing.trainer.global_step,
         "seconds": round(seconds, 1),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "encoder": {"config_hash": ModelSpec.from_dict(module.card["spec"]).encoder_hash},
@@ -235,14 +230,14 @@ def _report(
         "notes": data.split.notes,
         **found,
     }
-    evaluations = {part: evaluate(ensemble, data, part) for part in ("val", "test")}
+    evaluations = {part: evaluate(ensemble, data, part, finishing.until_asked) for part in ("val", "test")}
     results |= {part: evaluation.metrics for part, evaluation in evaluations.items()}
     results["not_positive_definite"] = unreachable(module, data)
     write_json(folder / "metrics.json", results)
     judged = "test" if len(data.split.test) else "val"
     write_text(folder / "errors.csv", largest_errors(evaluations[judged].errors, data, judged).to_csv(index=False))
     plots.parity(
-        evaluations["test"].pairs,
+        evaluations[judged].pairs,
         {name: data.property_of(name).unit for name in data.names},
         folder / "plots" / "parity.png",
     )

@@ -5,6 +5,7 @@ Nothing here changes a weight, a gradient or a random number: a run is the same 
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,9 +19,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from foundation.training.module import MultiTaskModule
+from foundation.training.agreement import gathered
+from foundation.training.module import MultiTaskModule, epoch_mean
 from foundation.training.precision import full_precision
 
+_RECENT = 10  # times log_every_n_steps
 _STEPS_BETWEEN = 100  # a measurement of gradients per property costs about a third of a step
 
 
@@ -30,7 +33,7 @@ def watching(sharded: bool) -> list[Callback]:
     Args:
         sharded: Whether no process holds all weights; gradients per property, which one process takes, are left out.
     """
-    return [StepWatch(), *([] if sharded else [PropertyGradients()]), Throughput()]
+    return [StepWatch(), *([] if sharded else [PropertyGradients()]), Throughput(), Recent()]
 
 
 class StepWatch(Callback):
@@ -125,6 +128,64 @@ class Throughput(Callback):
         pl_module.log("speed/crystals_per_second", rate, sync_dist=True, reduce_fx="sum")
         pl_module.log("speed/data_wait", self._waited / seconds, sync_dist=True)
         pl_module.log("memory/peak_GiB", peak_memory(pl_module.device) / 2**30, sync_dist=True, reduce_fx="max")
+
+
+class Recent(Callback):
+    """What epochs tell at their end, every 10 * ``log_every_n_steps`` steps: an epoch can take days.
+
+    Logs ``train/NAME/recent_loss``, ``speed/recent_crystals_per_second`` and ``speed/recent_data_wait`` since the last
+    such row, and ``memory/peak_GiB`` since the epoch began, of all processes. These talk to one another in such a step
+    alone. Validation and what else stands between two epochs is no waiting for data here.
+    """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self._stepped = False
+        self._forget()
+        self._since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A batch is there."""
+        self._waited += time.perf_counter() - self._since
+
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        """Batches that are only accumulated are no steps."""
+        self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what the last steps were like."""
+        now = time.perf_counter()
+        self._crystals += len(batch.row)
+        self._seconds += now - self._since
+        every = _RECENT * trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._stepped and trainer.global_step % every == 0:
+            self._tell(trainer, pl_module)
+            self._forget()
+        self._stepped = False
+        self._since = time.perf_counter()
+
+    def _forget(self) -> None:
+        self._crystals, self._waited, self._seconds = 0, 0.0, 0.0
+
+    def _tell(self, trainer: lightning.Trainer, module: MultiTaskModule) -> None:
+        losses = epoch_mean(module.recent_losses).tolist()
+        own = (self._crystals / self._seconds, self._waited / self._seconds, peak_memory(module.device))
+        rates, waits, peaks = zip(*gathered(own), strict=True)
+        told = {f"train/{name}/recent_loss": loss for name, loss in zip(module.names, losses, strict=True)}
+        told = {name: loss for name, loss in told.items() if not math.isnan(loss)}  # no label of it
+        told["speed/recent_crystals_per_second"] = sum(rates)
+        told["speed/recent_data_wait"] = sum(waits) / len(waits)
+        told["memory/peak_GiB"] = max(peaks) / 2**30
+        if trainer.is_global_zero:
+            _log(trainer, told, trainer.global_step - 1)
 
 
 def property_gradient_norms(module: MultiTaskModule, batch: Any) -> dict[str, float]:
