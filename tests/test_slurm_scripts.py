@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("pretrain", "adapt")  # of one run
+SAVING = (*COMMANDS, "adapt_array", "sweep")  # whose tasks save themselves on a signal
 EVERY = (*COMMANDS, "study", "adapt_array", "sweep")
 ARRAYS = ("study", "adapt_array", "sweep")
 DIRECTIVES = ("job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "time", "output", "open-mode")
@@ -34,7 +37,13 @@ def launched(command: str, tmp_path: Path, *arguments: str, **job: str) -> list[
     env |= {"PATH": f"{tmp_path}:{env['PATH']}", "FOUNDATION_SLURM": str(ROOT / "slurm"), "SLURM_JOB_ID": "7", **job}
     env |= {"FOUNDATION_RUNS": "kept here"}
     done = subprocess.run(
-        ["bash", str(script(command)), *arguments], env=env, capture_output=True, text=True, check=True, timeout=30
+        ["bash", str(script(command)), *arguments],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     )
     words = done.stdout.splitlines()
     return words[words.index("foundation") :]
@@ -45,10 +54,16 @@ def test_bash_accepts_it(command: str) -> None:
     subprocess.run(["bash", "-n", str(script(command))], check=True, timeout=30)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SAVING)
 def test_a_run_is_warned_in_time_and_may_be_requeued(command: str) -> None:
     found = directives(command)
     assert found["signal"] == "USR1@300"
+    assert "requeue" in found
+
+
+def test_a_study_is_warned_by_its_shell_and_may_be_requeued() -> None:
+    found = directives("study")
+    assert found["signal"] == "B:USR1@120"
     assert "requeue" in found
 
 
@@ -98,6 +113,45 @@ def test_a_task_of_an_array_adapts_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         launched("adapt_array", tmp_path, str(lines), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
     assert error.value.stderr == f"{lines}: has no line 3\n"
+
+
+def test_a_study_whose_time_is_over_is_ended_and_queued_again(tmp_path: Path) -> None:
+    """By its own name, not that of the array; without the warning, what ends is not queued again."""
+    tools = {"srun": "trap 'exit 143' TERM; echo $$ > pid; sleep 20 & wait", "scancel": "kill -TERM $(cat pid)"}
+    for name, does in {**tools, "scontrol": "true"}.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" >> asked\n{does}\n', encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOUNDATION_SLURM": str(ROOT / "slurm")}
+    env |= {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "2"}
+    for warn, told in ((True, ["scancel --signal=TERM 9_2", "scontrol requeue 9_2"]), (False, [])):
+        for file in ("pid", "asked"):
+            (tmp_path / file).unlink(missing_ok=True)
+        job = subprocess.Popen(["bash", str(script("study")), "--out", "o"], env=env, cwd=tmp_path)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        if warn:
+            job.send_signal(signal.SIGUSR1)
+        else:
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+        assert job.wait(15) == 143
+        assert (tmp_path / "asked").read_text().splitlines() == ["srun foundation study --out o", *told]
+
+
+def test_a_number_of_a_job_that_comes_again(tmp_path: Path) -> None:
+    """A new job takes a folder of its own; one that is started again finds its own, on whatever cluster."""
+
+    def folder(cluster: str, restarts: int) -> str:
+        return launched("pretrain", tmp_path, SLURM_CLUSTER_NAME=cluster, SLURM_RESTART_COUNT=str(restarts))[
+            -1
+        ].removeprefix("kept here/")
+
+    assert folder("one", 0) == "pretrain-7"
+    assert folder("one", 1) == "pretrain-7"
+    assert folder("other", 0) == "pretrain-7-2"
+    assert [folder("one", 2), folder("other", 1)] == ["pretrain-7", "pretrain-7-2"]
+    assert folder("one", 0) == "pretrain-7-3"  # numbers have begun anew
+    assert [folder("one", 1), folder("other", 2)] == ["pretrain-7-3", "pretrain-7-2"]
+    assert folder("third", 1) == "pretrain-7-4"  # stopped before it had a folder
 
 
 def test_a_worker_of_a_sweep(tmp_path: Path) -> None:

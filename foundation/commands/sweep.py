@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.commands.parsing import OneLineParser
+from foundation.process import is_first_process
+from foundation.stopping import Preempted, asked_to_stop, held_signals, note
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
 Draw = Callable[["Trial"], str]  # the value of an option for a trial, as a word
-_INTERRUPTED = "interrupted"
+POLL = 0.5  # seconds
+# Exit codes of what was signalled, whether it could save itself or not.
+_STOPPED = {code for number in (signal.SIGUSR1, signal.SIGTERM) for code in (128 + number, -number)}
 
 
 def parser() -> OneLineParser:
@@ -46,18 +52,26 @@ def main(words: Sequence[str]) -> int:
     words = list(words)
     cut = words.index("--") if "--" in words else len(words)
     args = parser().parse_args(words[:cut])
-    study = _open(Path(args.journal))
-    from foundation.study.runner import leaving_cleanly
+    journal = Path(args.journal)
+    with held_signals():
+        from foundation.commands.sweep_trials import counted, folder_of, give_back_lost
 
-    with leaving_cleanly():
-        while _counted(study) < args.trials:
-            _try(study, args.command, words[cut + 1 :], dict(args.vary), Path(args.journal))
+        study = _open(journal)
+        note(signal.SIGUSR1)
+        note(signal.SIGTERM)
+        give_back_lost(study, journal)
+        while counted(study) < args.trials:
+            number = asked_to_stop()
+            if number is not None:
+                raise _farewell(signal.Signals(number).name, 128 + number)
+            _try(study, args.command, words[cut + 1 :], dict(args.vary), journal)
+            give_back_lost(study, journal)
     done = [trial for trial in study.trials if trial.value is not None]
     if not done:
         print("sweep: no trial has ended well", file=sys.stderr)
         return 1
     best = min(done, key=lambda trial: float(trial.value or 0))
-    print(f"best of {len(done)} trials: val/loss {best.value:.6g}, {_folder(Path(args.journal), best.number)}")
+    print(f"best of {len(done)} trials: val/loss {best.value:.6g}, {folder_of(journal, best)}")
     for name, value in best.params.items():
         print(f"  --{name} {value}")
     return 0
@@ -99,11 +113,6 @@ def _open(journal: Path) -> Study:
     return optuna.create_study(study_name="sweep", storage=storage, direction="minimize", load_if_exists=True)
 
 
-def _counted(study: Study) -> int:
-    """Trials that are done or under way; those whose worker was stopped are made up for."""
-    return sum(_INTERRUPTED not in trial.user_attrs for trial in study.trials)
-
-
 def _try(study: Study, command: str, options: Sequence[str], vary: dict[str, Draw], journal: Path) -> None:
     """One trial, in a process of its own.
 
@@ -113,40 +122,79 @@ def _try(study: Study, command: str, options: Sequence[str], vary: dict[str, Dra
     from optuna.trial import TrialState
 
     from datamodules.errors import InputError
+    from foundation.commands.sweep_trials import folder_of, give_back, goes_on, under_way
 
     trial = study.ask()
-    folder = _folder(journal, trial.number)
-    chosen = [f"--{name}={draw(trial)}" for name, draw in vary.items()]
-    words = [sys.executable, "-m", "foundation", command, *options, *chosen, "--out", str(folder)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    folder = folder_of(journal, trial)
+    with under_way(trial, journal):
+        chosen = [f"--{name}={draw(trial)}" for name, draw in vary.items()]
+        words = [sys.executable, "-m", "foundation", command, *options, *chosen, "--out", str(folder)]
+        try:
+            code, told = _run([*words, "--resume", "auto"] if goes_on(trial) else words)
+        except BaseException:
+            give_back(study, trial)
+            raise
+        if code in _STOPPED or (code != 0 and asked_to_stop() is not None):
+            give_back(study, trial)
+            return
+        loss = _loss(folder) if code == 0 else None
+        last = told.strip().splitlines()[-1] if told.strip() else "no message"
+        if loss is not None:
+            study.tell(trial, loss)
+            print(f"trial {trial.number}: {' '.join(chosen)}: val/loss {loss:.6g}", file=sys.stderr, flush=True)
+            return
+        study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number}: {' '.join(chosen)}: failed: {last}", file=sys.stderr, flush=True)
+        if code == 2:
+            raise InputError(f"{command}: {last.removeprefix('foundation: error: ')}")
+
+
+def _run(words: Sequence[str]) -> tuple[int, str]:
+    """Run a process to its end, or, where this one is asked to stop, until it has saved itself.
+
+    It knows nothing of this one's job: it would have that started again, and take itself for one of its tasks.
+
+    Returns:
+        Its exit code, and what it has said.
+    """
+    own = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") and key not in own}
+    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    asked = False
     try:
-        _, told = process.communicate()
+        while True:
+            try:
+                told = process.communicate(timeout=POLL)[1]
+                return process.returncode, told
+            except subprocess.TimeoutExpired:
+                if not asked and asked_to_stop() is not None:
+                    asked = True
+                    process.terminate()
     except BaseException:
         process.terminate()
         process.wait()
-        trial.set_user_attr(_INTERRUPTED, True)
-        study.tell(trial, state=TrialState.FAIL)
         raise
-    loss = _loss(folder) if process.returncode == 0 else None
-    last = told.strip().splitlines()[-1] if told.strip() else "no message"
-    if loss is None:
-        study.tell(trial, state=TrialState.FAIL)
-        print(f"trial {trial.number}: {' '.join(chosen)}: failed: {last}", file=sys.stderr, flush=True)
-        if process.returncode == 2:
-            raise InputError(f"{command}: {last.removeprefix('foundation: error: ')}")
-        return
-    study.tell(trial, loss)
-    print(f"trial {trial.number}: {' '.join(chosen)}: val/loss {loss:.6g}", file=sys.stderr, flush=True)
+
+
+def _farewell(by: str, code: int) -> Preempted:
+    """Have the job of this worker started again, and say what becomes of it."""
+    from foundation.slurm.job import Job
+
+    job = Job.here()
+    if job is None:
+        return Preempted(f"stopped by {by}; go on with the same command", code)
+    if not is_first_process():
+        return Preempted("", 0)
+    print(f"foundation: stopped by {by}; having job {job.id} started again", file=sys.stderr, flush=True)
+    reason = job.requeue()
+    return Preempted("", 0) if reason is None else Preempted(f"not requeued, {reason}; submit it again", code)
 
 
 def _loss(folder: Path) -> float | None:
     """The last val/loss of a run; None where nothing validated."""
     import pandas as pd
 
-    rows: Any = pd.read_csv(folder / "metrics.csv")
+    file = folder / "metrics.csv"
+    rows: Any = pd.read_csv(file) if file.is_file() else {}
     found: list[float] = rows["val/loss"].dropna().tolist() if "val/loss" in rows else []
     return found[-1] if found else None
-
-
-def _folder(journal: Path, number: int) -> Path:
-    return journal.with_name(f"{journal.name}-trials") / f"{number}"

@@ -9,32 +9,21 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from foundation.slurm.finding import Finding
+from foundation.slurm.inputs import inputs
 from foundation.slurm.submission import Submission, seconds_of
 
 START = 300  # seconds that imports, graphs and compiling may take before the first step
 LATE = 60  # seconds by which Slurm may send a signal too late
 PROBE = 64 * 2**20  # bytes written to see how fast the disk is; about a checkpoint
 FREE = 5 * 2**30  # bytes that a run should find: three checkpoints, logs and W&B's records
-_SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "panfs", "weka", "fuse", "afs", "orangefs", "9p", "virtiofs")
-
-
-class Finding(NamedTuple):
-    """What one check has found.
-
-    Attributes:
-        level: "ok", "warning" or "problem".
-        text: In one line, with what to do.
-    """
-
-    level: str
-    text: str
 
 
 def check(job: Submission) -> Iterator[Finding]:
     """Everything that can be known from here."""
-    checks: list[Callable[[Submission], Iterator[Finding]]] = [_tasks, _time, _store, _tracking, _disk, _slurm]
+    checks: list[Callable[[Submission], Iterator[Finding]]] = [_tasks, _time, inputs, _tracking, _disk, _slurm]
     for one in checks:
         yield from one(job)
 
@@ -42,7 +31,11 @@ def check(job: Submission) -> Iterator[Finding]:
 def _tasks(job: Submission) -> Iterator[Finding]:
     if "ntasks" in job.options:
         yield Finding("problem", "--ntasks: the scripts count tasks per node; use --ntasks-per-node")
-    asked, gpus = job.argument("trainer.accelerator"), job.gpus
+    asked, gpus, several = job.argument("trainer.accelerator"), job.gpus, job.gpus_asked
+    if len(set(several.values())) > 1:
+        told = " and ".join(f"--{name}={job.options[name]}" for name in several)
+        yield Finding("problem", f"{told} do not agree, and Slurm obeys both: add --gres=none, or ask by --gres alone")
+        return
     if asked in ("gpu", "cuda") and gpus is None:
         yield Finding("problem", f"--trainer.accelerator {asked}, but no GPU is asked for: add --gres=gpu:{job.tasks}")
     elif asked == "cpu" and gpus is not None:
@@ -59,16 +52,28 @@ def _tasks(job: Submission) -> Iterator[Finding]:
 
 
 def _time(job: Submission) -> Iterator[Finding]:
-    if job.script is not None and not re.search(r"launch_saving", job.script.read_text(encoding="utf-8")):
-        return  # its command does not save itself on a signal
-    match = re.fullmatch(r"(?:[RB]*:)?(?:SIG)?(\w+?)(?:@(\d+))?", job.options.get("signal", ""))
-    if match is None or match[1] not in ("USR1", "10"):
-        yield Finding("problem", "no --signal=USR1@SECONDS: at its time limit the job ends without having saved itself")
+    if job.script is not None and job.launcher is None:
+        return  # its command does nothing about a signal
+    saves = job.launcher != "launch_again"  # itself; else the batch shell ends it in time
+    match = re.fullmatch(r"(?:([RB]*):)?(?:SIG)?(\w+?)(?:@(\d+))?", job.options.get("signal", ""))
+    wanted = "--signal=USR1@SECONDS" if saves else "--signal=B:USR1@SECONDS"
+    if match is None or match[2] not in ("USR1", "10"):
+        end = "without having saved itself" if saves else "and does not come back"
+        yield Finding("problem", f"no {wanted}: at its time limit the job ends {end}")
         return
-    ahead = int(match[2] or 60)
-    needs = LATE + 3 * _seconds_to_save(_folder(job))
+    shell = "B" in (match[1] or "")
+    if saves and shell:
+        yield Finding(
+            "problem", f"--signal={match[0]}: B: signals the batch shell alone, which leaves it to the tasks; {wanted}"
+        )
+        return
+    if not saves and not shell:
+        yield Finding("problem", f"--signal={match[0]}: kills the tasks, which do not know the signal; {wanted}")
+        return
+    ahead = int(match[3] or 60)
+    needs = LATE + (3 * _seconds_to_save(_folder(job)) if saves else 0)
     if ahead < needs:
-        yield Finding("problem", f"--signal=USR1@{ahead}: too late to save, which may need {needs:.0f} s; ask for more")
+        yield Finding("problem", f"--signal={match[0]}: too late to save, which may need {needs:.0f} s; ask for more")
     limit = job.options.get("time")
     if limit is not None and limit.upper() not in ("UNLIMITED", "INFINITE", "0"):
         left = seconds_of(limit) - ahead
@@ -84,33 +89,19 @@ def _time(job: Submission) -> Iterator[Finding]:
         yield Finding("warning", "no --open-mode=append: a requeued job would overwrite its log")
 
 
-def _store(job: Submission) -> Iterator[Finding]:
-    for name in ("data.store", "pretrained", "config"):
-        given = job.argument(name)
-        if given is None or (name != "data.store" and not Path(given).exists()):
-            continue  # the command finds shipped ones by name
-        path = Path(given)
-        if not path.exists():
-            yield Finding("problem", f"--{name} {given}: not there, seen from this folder")
-        elif not os.access(path, os.R_OK):
-            yield Finding("problem", f"--{name} {given}: cannot be read")
-        else:
-            kind = _file_system(path)
-            shared = kind.startswith(_SHARED)
-            level, told = ("ok", "shared") if shared else ("warning", "of this machine alone, unless mounted elsewhere")
-            yield Finding(level, f"--{name} {given}: on a {kind} file system, {told}")
-
-
 def _tracking(job: Submission) -> Iterator[Finding]:
-    from foundation.tracking.server import default_mode
+    from foundation.tracking.server import base_url, default_mode
 
     mode = job.argument("wandb") or default_mode()
-    if mode != "online":
+    if mode not in ("online", "offline", "off"):
+        yield Finding("problem", f"--wandb {mode}: choose offline, online or off")
+    elif mode != "online":
         yield Finding("ok", f"Weights & Biases: {mode}" + (", send it later with wandb sync" * (mode == "offline")))
     elif default_mode() != "online":
         yield Finding("problem", "--wandb online, but no key is set: wandb login, or --wandb offline")
     else:
-        yield Finding("warning", "Weights & Biases online: nodes must reach api.wandb.ai, else it records offline")
+        host = urlsplit(base_url()).netloc
+        yield Finding("warning", f"Weights & Biases online: nodes must reach {host}, else it records offline")
 
 
 def _disk(job: Submission) -> Iterator[Finding]:
@@ -162,11 +153,3 @@ def _seconds_to_save(folder: Path) -> float:
     finally:
         file.unlink(missing_ok=True)
     return time.monotonic() - started
-
-
-def _file_system(path: Path) -> str:
-    """The kind of file system that a path is on."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    real = path.resolve()
-    fitting = [(mount[1], mount[2]) for mount in mounts if real.is_relative_to(mount[1])]
-    return max(fitting, key=lambda mount: len(mount[0]))[1] if fitting else "unknown"

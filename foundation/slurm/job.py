@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from foundation.slurm.submission import seconds_of
 
+_ALIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -19,10 +21,12 @@ class Job:
         id: What `scontrol` calls it: the number, and for a task of an array ARRAY_TASK. The number alone would mean
             the whole array for one of its tasks.
         restarts: How often Slurm has started it again.
+        cluster: Where; another one may have a job of the same number.
     """
 
     id: str
     restarts: int
+    cluster: str = ""
 
     @classmethod
     def here(cls) -> Job | None:
@@ -31,7 +35,11 @@ class Job:
         if not number:
             return None
         array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
-        return cls(f"{array}_{task}" if array and task else number, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+        return cls(
+            f"{array}_{task}" if array and task else number,
+            int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+            os.environ.get("SLURM_CLUSTER_NAME", ""),
+        )
 
     def requeue(self) -> str | None:
         """Ask Slurm to start it again, which ends it here.
@@ -45,6 +53,16 @@ class Job:
             return "the job was cancelled"
         done = _scontrol("requeue", self.id)
         return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-1]
+
+    def is_over(self) -> bool:
+        """Whether this start of it is known to be over; False where Slurm cannot tell."""
+        if shutil.which("scontrol") is None or self.cluster != os.environ.get("SLURM_CLUSTER_NAME", ""):
+            return False
+        shown = _scontrol("show", "job", "-o", self.id)
+        fields = dict(re.findall(r"\b(JobState|Restarts)=(\S+)", shown.stdout))
+        if not fields:
+            return "Invalid job id" in shown.stderr  # Slurm has forgotten it
+        return int(fields["Restarts"]) > self.restarts or fields["JobState"] not in _ALIVE
 
     def _is_cancelled(self) -> bool:
         """Whether somebody wants to be rid of it: requeueing would bring it back to life.

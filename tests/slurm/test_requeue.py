@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,26 @@ def cluster() -> Iterator[None]:
 
 
 class Run:
-    """A job of slurm/pretrain.sbatch on the tiny store.
+    """A job of one of the scripts on the tiny store.
 
     Args:
         store: The store.
         out: Folder for its log, its run and the crystals it saw.
         options: Of sbatch.
         step: Seconds that a training step takes at least.
+        script: Of slurm/.
+        words: Its first arguments.
     """
 
-    def __init__(self, store: Path, out: Path, *options: object, step: float = 0.3, script: str = "pretrain") -> None:
+    def __init__(
+        self,
+        store: Path,
+        out: Path,
+        *options: object,
+        step: float = 0.3,
+        script: str = "pretrain",
+        words: Sequence[object] = ("--data.properties", "formation_energy_per_atom,band_gap"),
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tool = out / "bin" / "foundation"
         tool.parent.mkdir()
@@ -71,7 +81,7 @@ class Run:
         env |= {"PATH": f"{tool.parent}:{env['PATH']}", "PYTHONPATH": f"{ROOT}:{HERE.parent}", "SEEN": str(out)}
         env |= {"FOUNDATION_SLURM": f"{ROOT}/slurm", "FOUNDATION_RUNS": str(out), "OMP_NUM_THREADS": "1"}
         env |= {"STEP_SECONDS": str(step), "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
-        words = ["--data.store", store, "--data.properties", "formation_energy_per_atom,band_gap", *TINY]
+        words = [*words, "--data.store", store, *TINY]
         words += [
             "--compile",
             "false",
@@ -115,8 +125,8 @@ class Run:
     def log(self) -> str:
         return (self.out / "log.txt").read_text() if (self.out / "log.txt").exists() else "no log"
 
-    def content(self) -> dict[str, Any]:
-        (file,) = self.out.glob("pretrain-*/checkpoints/last.ckpt")
+    def content(self, name: str = "pretrain-*") -> dict[str, Any]:
+        (file,) = self.out.glob(f"{name}/checkpoints/last.ckpt")
         loaded: dict[str, Any] = torch.load(file, weights_only=True)
         return loaded
 
@@ -206,3 +216,23 @@ def test_one_task_of_an_array_is_requeued_and_the_other_is_not(cluster: None, ti
         assert run.shown("Restarts", name) == restarts
     steps = [torch.load(file, weights_only=True)["global_step"] for file in run.out.glob("pretrain-*/*/last.ckpt")]
     assert steps[0] == steps[1]
+
+
+def test_a_task_of_an_array_of_adaptations_goes_on(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    """Both end with the weights of an array that nothing disturbed, each with those of its own line."""
+    lines, (pretrained,) = tmp_path / "lines.txt", whole.out.glob("pretrain-*/checkpoints/last.ckpt")
+    lines.write_text(
+        "# what differs\n--property band_gap --strategy full\n\n--property shear_modulus --strategy layer_decay\n"
+    )
+    words, kind = [lines, "--pretrained", pretrained], "adapt_array"
+    calm = Run(tiny_store, tmp_path / "calm", "--array=1-2", step=0, script=kind, words=words)
+    run = Run(tiny_store, tmp_path / "run", "--array=1-2", script=kind, words=words)
+    run.until(lambda: (run.out / f"adapt-{run.job}_2" / "checkpoints" / "last.ckpt").exists())
+    slurm("scancel", "--signal=USR1", f"{run.job}_2")
+    for task, restarts in ((1, "0"), (2, "1")):
+        for one in (run, calm):
+            one.until(lambda one=one, task=task: one.shown("JobState", f"{one.job}_{task}") == "COMPLETED")
+        assert run.shown("Restarts", f"{run.job}_{task}") == restarts
+        contents = [one.content(f"adapt-{one.job}_{task}") for one in (calm, run)]
+        assert [place for part in PARTS for place in differing(*(held[part] for held in contents), part)] == []
+    assert " by SIGUSR1; saved in " in run.log()
