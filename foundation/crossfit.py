@@ -22,6 +22,7 @@ from foundation.classical.descriptors import describe
 from foundation.classical.forest import fit_forest
 from foundation.inference import Ensemble
 from foundation.training.module import MultiTaskModule
+from foundation.training.scaling import require_single
 
 # Trains one model: the data of a fold and its number -> the module, and what its metrics.json holds.
 Trainer = Callable[[CrystalDataModule, int], tuple[MultiTaskModule, dict[str, Any]]]
@@ -66,6 +67,7 @@ def crossfit(data: CrystalDataModule, count: int, seed: int, folder: Path, train
     property = data.property_of(name)
     if not can_blend(property):
         raise InputError(f"--folds: {name} is not one scalar per crystal; use --seeds")
+    require_single(data.property_of(data.names[0]), "--folds")
     folds = cut(data, count, seed, "--folds")
     descriptors = describe(data, folds.rows)
     encoder, trees = np.empty(len(folds.rows)), np.empty(len(folds.rows))

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command
-from testing import compounds, make_store, tiny_encoder
+from testing import QUIET, TINY, compounds, make_store, tiny_encoder
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
-from datamodules.properties import KNOWN
+from datamodules.properties import KNOWN, Property
+from datamodules.store import write_store
 from foundation.auto.candidates import SCRATCH, AutoSettings, Candidate, Setting
 from foundation.auto.folds import Folds, cut
+from foundation.auto.opponents import of_shapes
 from foundation.auto.search import search
 from foundation.auto.verdict import decide
 from foundation.blending import nested_errors
@@ -200,3 +202,56 @@ def test_labels_that_are_all_the_same_are_refused(
         )  # fmt: skip
         assert answer.code == 2
         assert "labels are the same" in answer.err.splitlines()[-1]
+
+
+def tensor_folds(tmp_path: Path) -> Folds:
+    """Folds of dielectric tensors that grow with the number of atoms."""
+    crystals = compounds(60)
+    labels: dict[str, Any] = {"dielectric_total": [(np.eye(3) * (1 + len(c))).tolist() for c in crystals]}
+    write_store(tmp_path / "store", crystals, labels, [KNOWN["dielectric_total"]])
+    data = CrystalDataModule(str(tmp_path / "store"))
+    data.choose(["dielectric_total"], tiny_encoder().recipe)
+    return cut(data, 3, 0)
+
+
+def test_the_opponent_of_a_tensor_is_the_mean_of_the_other_folds(tmp_path: Path) -> None:
+    folds = tensor_folds(tmp_path)
+    assert not folds.labels.any()
+    sizes = np.array([1.0 + len(folds.data.store.crystal(row)) for row in folds.rows])
+    expected = np.empty(len(sizes))
+    for held in range(3):
+        out = folds.fold == held
+        expected[out] = np.sqrt(3) * np.abs(sizes[out] - sizes[~out].mean())
+    _, opponents = of_shapes(folds, HeadSpec("heads.TensorHead", {}, KNOWN["dielectric_total"]))
+    np.testing.assert_allclose(opponents["a guess by the mean"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("dielectric_total", ["--head.class_path", "heads.TensorHead"]),
+        ("order", ["--head.class_path", "heads.ClassificationHead"]),
+        ("magmom_site", ["--head.class_path", "heads.AtomHead"]),
+    ],
+)
+def test_auto_chooses_for_what_is_not_one_number(
+    foundation: Command, tmp_path: Path, name: str, head: list[str]
+) -> None:
+    crystals = compounds(60)
+    given: dict[str, Any] = {
+        "dielectric_total": [(np.eye(3) * (1 + len(c))).tolist() for c in crystals],
+        "order": [float(place % 3) for place in range(60)],
+        "magmom_site": [[float(z % 5) for z in c.numbers] for c in crystals],
+    }
+    known = {**KNOWN, "order": Property("order", kind="class", classes=3)}
+    write_store(tmp_path / "store", crystals, {name: given[name]}, [known[name]])
+    words = ["adapt", "--strategy", "auto", "--budget", "8s", "--data.store", tmp_path / "store", "--property", name]
+    words += [*head, *TINY, *QUIET, "--auto.candidates", '{"from_scratch": [1e-2, 1e-3]}', "--auto.folds", 3]
+    words += ["--auto.min_steps", 8, "--auto.epochs", 4, "--out", tmp_path / "run"]
+    answer = foundation(*words)
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["auto"]
+    assert found["strategy"] == SCRATCH
+    assert found["weights"] == {"encoder": 1.0, "forest": 0.0, "median": 0.0}
+    assert found["estimate"]["low"] <= found["estimate"]["value"] <= found["estimate"]["high"]
+    assert list(found["gains"]) == ["a guess by the mean"]

@@ -10,11 +10,12 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from foundation.adaptation import Adaptation
 from foundation.checkpoint import Checkpoint
-from foundation.inference import Ensemble, Values
+from foundation.inference import Ensemble, Values, evaluate
 from foundation.strategies.base import AdaptationStrategy
 from foundation.strategies.by_name import strategy_named
 from foundation.training.denoising import AT_REST, Displacements
 from foundation.training.optimization import Optimization
+from foundation.training.scaling import is_number
 from foundation.training.spec import HeadSpec
 from foundation.training.trainer import fit_quietly
 
@@ -121,11 +122,15 @@ class Setting:
             seed: Seed of weights and batches.
 
         Returns:
-            [K] predictions of the test crystals in physical units.
+            [K] predictions of the test crystals in physical units; of what is not one number per crystal their errors,
+            as ``crystal_errors`` has them.
         """
         adaptation = self.adaptation(candidate)
         module, _ = adaptation.module(data, seed)
         fit_quietly(module, data, {**self.trainer, "max_epochs": epochs}, adaptation.strategy)
         name = self.head.property.name
-        values: Values = Ensemble([module]).predict_graphs(data.graphs, data.split.test)[name][:, 0]
+        ensemble = Ensemble([module])
+        if not is_number(self.head.property):
+            return evaluate(ensemble, data, "test").errors[name][:, 2]
+        values: Values = ensemble.predict_graphs(data.graphs, data.split.test)[name][:, 0]
         return values

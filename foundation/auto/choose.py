@@ -11,13 +11,12 @@ from datamodules.splits import Split
 from foundation.adaptation import Adaptation
 from foundation.auto.candidates import AutoSettings, Setting
 from foundation.auto.folds import cut
+from foundation.auto.opponents import of_numbers, of_shapes
 from foundation.auto.search import search
 from foundation.auto.verdict import Verdict, decide
-from foundation.classical.descriptors import describe
-from foundation.classical.forest import fit_forest
-from foundation.classical.trees import fit_trees
 from foundation.strategies.blend import Blend
 from foundation.strategies.combined import Combined
+from foundation.training.scaling import is_number
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,8 @@ def choose(setting: Setting, data: CrystalDataModule, settings: AutoSettings, bu
         InputError: If the labels are too few or all the same.
     """
     folds = cut(data, settings.folds, seed)
-    property = setting.head.property
-    described = describe(data, folds.rows)
-    trees, forest = np.empty(len(folds.rows)), np.empty(len(folds.rows))
-    for held in range(folds.count):
-        out = folds.fold == held
-        trees[out] = fit_trees(described[~out], folds.labels[~out], property, seed=held).predict(described[out])
-        forest[out] = fit_forest(described[~out], folds.labels[~out], property, seed=held).physical(
-            described[out], property
-        )
+    forest, opponents = of_numbers(folds) if is_number(setting.head.property) else of_shapes(folds, setting.head)
     found = search(setting, folds, settings, budget, data.batch_size)
-    opponents = {"the median": folds.medians(), "gradient-boosted trees": trees}
     verdict = decide(found.rungs, folds, forest, opponents)
     adaptation = setting.adaptation(verdict.candidate)
     if not found.final_folds and verdict.weights.encoder < 1:

@@ -14,7 +14,7 @@ from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.splits import Split
 from foundation.inference import Rows, Values
-from foundation.training.scaling import check_varied, require_single
+from foundation.training.scaling import check_varied, is_number
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Folds:
     Attributes:
         data: The data module that they come from.
         rows: [n] rows of the store.
-        labels: [n] in physical units.
+        labels: [n] in physical units; zeros of what is not one number per crystal, whose predictions are then errors.
         fold: [n] which fold.
     """
 
@@ -71,14 +71,14 @@ def cut(data: CrystalDataModule, count: int, seed: int, option: str = "--auto.fo
         option: What says how many folds, for the message.
 
     Raises:
-        InputError: If there are fewer labels or formulas than folds, all labels are the same, or they are not one
-            number per crystal.
+        InputError: If there are fewer labels or formulas than folds, or all labels are the same.
     """
     name = data.names[0]
-    require_single(data.property_of(name), option.removesuffix(".folds"))
     rows = np.concatenate([data.split.train, data.split.val])
     labels = data.labels[torch.from_numpy(rows), 0].double().numpy()
     rows, labels = rows[~np.isnan(labels)], labels[~np.isnan(labels)]
+    if not is_number(data.property_of(name)):
+        labels = np.zeros_like(labels)
     formulas = [data.store.formulas[row] for row in rows]
     if len(set(formulas)) < count:
         raise InputError(

@@ -92,13 +92,18 @@ def check_varied(name: str, data: CrystalDataModule) -> None:
         )
 
 
+def is_number(property: Property) -> bool:
+    """Whether what is predicted is one number per crystal: of two classes the probability of one is."""
+    return property.is_single and property.classes <= 2
+
+
 def require_single(property: Property, asker: str) -> None:
     """Refuse what is not one number per crystal, for what knows only such.
 
     Raises:
         InputError: If it is something else.
     """
-    if not property.is_single or property.classes > 2:
+    if not is_number(property):
         raise InputError(
             f"{asker}: {property.name} is not one number per crystal (level {property.level}, kind {property.kind}); "
             "adapt to it by a strategy of your choice, with --seeds for an ensemble"

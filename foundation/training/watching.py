@@ -176,7 +176,8 @@ class Recent(Callback):
         self._crystals, self._waited, self._seconds = 0, 0.0, 0.0
 
     def _tell(self, trainer: lightning.Trainer, module: MultiTaskModule) -> None:
-        losses = epoch_mean(module.recent_losses).tolist()
+        # torchmetrics makes a plain number of the mean of a single property.
+        losses = epoch_mean(module.recent_losses).reshape(-1).tolist()
         own = (self._crystals / self._seconds, self._waited / self._seconds, peak_memory(module.device))
         rates, waits, peaks = zip(*gathered(own), strict=True)
         told = {f"train/{name}/recent_loss": loss for name, loss in zip(module.names, losses, strict=True)}
