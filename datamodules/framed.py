@@ -69,9 +69,10 @@ def prepare_label(
     if np.isinf(tensor).any() or (np.isnan(tensor).any() and not per_atom):
         return Prepared(label, "nonfinite_label")
     plain: Label = np.where(np.isnan(tensor), np.array(None), tensor).tolist()
-    if np.isnan(tensor).any():  # atoms without a label hide what the symmetry of the others is
+    there = tensor[~np.isnan(tensor).any(axis=tuple(range(1, rank + 1)))] if per_atom else tensor
+    if not len(there):
         return Prepared(plain)
-    off = index_residual(tensor, property.formula)
+    off = index_residual(there, property.formula)
     if off > _INDEX_TOLERANCE:
         return Prepared(plain, "not_symmetric", f"is off {property.formula} by {off:.2g} of its largest component")
     if asymmetric == "keep":

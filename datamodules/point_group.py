@@ -37,12 +37,13 @@ def symmetrized(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> A
     """The mean of a tensor over the crystal's space group.
 
     Args:
-        tensor: [3, 3, ...], or [N, 3, 3, ...] per atom.
+        tensor: [3, 3, ...], or [N, 3, 3, ...] per atom, NaN for an atom without one, which takes that of its likes.
         crystal: The crystal, in the frame of the tensor.
         rank: Number of indices.
         per_atom: Whether each atom has one.
     """
-    total, count = np.zeros_like(tensor), 0
+    total, count = np.zeros_like(tensor), np.zeros(len(tensor) if per_atom else 1)
+    known = ~np.isnan(tensor).reshape(len(tensor), -1).any(axis=1)  # [N] per atom
     done: set[bytes] = set()
     for rotation, target in symmetry_operations(crystal):
         if not per_atom:  # translations do not move the tensor of a crystal
@@ -52,16 +53,21 @@ def symmetrized(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> A
             done.add(key)
         turned = rotated(tensor, rotation, rank)
         if per_atom:
-            np.add.at(total, target, turned)
+            np.add.at(total, target[known], turned[known])
+            np.add.at(count, target[known], 1)
         else:
-            total = total + turned
-        count += 1
-    return total / count if count else tensor
+            total += turned
+            count += 1
+    if not count.any():
+        return tensor
+    with np.errstate(invalid="ignore"):  # an atom without a tensor none of whose likes has one
+        mean: Array = total / count.reshape(-1, *[1] * (tensor.ndim - 1)) if per_atom else total / count[0]
+    return mean
 
 
 def point_group_residual(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> float:
-    """max|T - T_sym| / max|T|, where T_sym is the mean over the space group; 0 for a tensor of zeros."""
-    largest = float(np.abs(tensor).max())
+    """max|T - T_sym| / max|T|, where T_sym is the mean over the space group; 0 for a tensor of zeros, or none."""
+    largest = float(np.abs(np.nan_to_num(tensor)).max())
     if largest == 0:
         return 0.0
-    return float(np.abs(tensor - symmetrized(tensor, crystal, rank, per_atom)).max()) / largest
+    return float(np.abs(np.nan_to_num(tensor - symmetrized(tensor, crystal, rank, per_atom))).max()) / largest

@@ -139,6 +139,17 @@ def test_a_tensor_in_another_frame_than_its_crystal_is_found_out(tmp_path: Path)
     assert [(id, reason) for id, reason, _ in rejected(tmp_path / "b")] == [("bad", "breaks_point_group")]
 
 
+def test_an_atom_without_a_tensor_hides_nothing_of_the_others(tmp_path: Path) -> None:
+    good, bad = (2 * np.eye(3)).tolist(), np.diag([3.0, 2.0, 1.0]).tolist()
+    rest = [None] * (len(zincblende()) - 1)
+    records = [
+        record(zincblende(), born_charges=[charges, *rest]) | {"id": name}
+        for name, charges in (("good", good), ("bad", bad))
+    ]
+    import_store([write(tmp_path / "a.jsonl.gz", records)], tmp_path / "a", separate=True)
+    assert [(id, reason) for id, reason, _ in rejected(tmp_path / "a")] == [("bad", "breaks_point_group")]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason", "detail"),
     [
@@ -443,10 +454,9 @@ def test_labels_out_of_reach_stand_in_the_folder_of_the_run(
     "words",
     [
         ["adapt", "--config", "configs/adapt_elastic.yaml", "--strategy", "full", "--folds", 3],
-        ["adapt", "--config", "configs/adapt_elastic.yaml", "--strategy", "auto"],
         ["rank", "--property", "elastic_tensor"],
     ],
-    ids=["folds", "auto", "rank"],
+    ids=["folds", "rank"],
 )
 def test_what_knows_scalars_only_says_so_in_one_line(
     foundation: Command, tiny_run: Path, tensor_store: Path, tmp_path: Path, words: list[Any]
