@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
     def kept(module: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         results = train(module, *arguments, **named)
-        calls = module.encoder._compiled_call_impl is not None
+        calls = all(block._compiled_call_impl is not None for block in module.encoder.blocks)
         content = {"weights": module.state_dict(), "compiled": module.card["numerics"]["compiled"] and calls}
         torch.save(content, out / f"rank{os.environ['RANK']}.pt")
         return results
