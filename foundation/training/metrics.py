@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,23 +59,24 @@ class MeanLosses(Metric):
     """Mean loss of every property over its labels, in all processes; NaN where there was none.
 
     Args:
-        properties: How many there are.
+        names: The properties.
     """
 
     full_state_update = False
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, properties: int) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        for name in ("sums", "counts"):
-            self.add_state(name, torch.zeros(properties, dtype=torch.float32), dist_reduce_fx="sum")
+        self.names = names
+        for state in ("sums", "counts"):
+            self.add_state(state, torch.zeros(len(names)), dist_reduce_fx="sum")
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
         """Take in [P] sums of losses and [P] numbers of labels."""
         self.sums += sums
         self.counts += counts
 
-    def compute(self) -> Tensor:
-        """[P] means."""
-        return self.sums / self.counts
+    def compute(self) -> dict[str, Tensor]:
+        """Property name -> mean."""
+        return dict(zip(self.names, self.sums / self.counts, strict=True))

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
@@ -87,9 +86,9 @@ class MultiTaskModule(lightning.LightningModule):
         # Before any wrap for distributed training: a part that thaws after the wrap is not synchronised.
         for name, stage in encoder.stages().items():
             stage.requires_grad_(self.rates[name] > 0)
-        self.train_losses = _Metrics({name: MeanMetric() for name in self.names})
-        self.recent_losses = MeanLosses(len(self.names))  # since they were last told
-        self.val_losses = _Metrics({name: MeanMetric() for name in self.names})
+        self.train_losses = MeanLosses(self.names)  # of the epoch
+        self.recent_losses = MeanLosses(self.names)  # since they were last told
+        self.val_losses = MeanLosses(self.names)
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
         self._labels_in_step: list[Tensor] = []
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
@@ -135,10 +134,8 @@ class MultiTaskModule(lightning.LightningModule):
         """
         self._stop_unless_finite(total, batch, sums)
         self._labels_in_step.append(counts.sum())
-        self.recent_losses.update(sums.detach(), counts)
-        for name, loss, count in zip(self.names, sums.detach(), counts, strict=True):
-            if count > 0:
-                self.train_losses[name].update(loss / count, count)
+        for losses in (self.train_losses, self.recent_losses):
+            losses.update(sums.detach(), counts)
         # Lightning divides by the number of accumulated batches; the count of labels does that already.
         undone: Tensor = total * self.trainer.accumulate_grad_batches
         return undone
@@ -159,9 +156,9 @@ class MultiTaskModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss of every property and the effective weights."""
-        weights = self.weighting.weights()
+        weights, losses = self.weighting.weights(), epoch_mean(self.train_losses)
         for name, weight in zip(self.names, weights, strict=True):
-            self.log(f"train/{name}/loss", epoch_mean(self.train_losses[name]), sync_dist=True)
+            self.log(f"train/{name}/loss", losses[name], sync_dist=True)
             self.log(f"train/{name}/weight", weight)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
@@ -172,9 +169,8 @@ class MultiTaskModule(lightning.LightningModule):
         """
         sums, counts, answers = self.losses(batch)
         self._stop_unless_finite(sums, batch, sums)
+        self.val_losses.update(sums, counts)
         for index, (name, head) in enumerate(self.named_heads()):
-            if counts[index] > 0:
-                self.val_losses[name].update(sums[index] / counts[index], counts[index])
             if index < batch.labels.shape[1]:
                 scaled, asked, target = answers[name]
                 predicted = head.predict(scaled, asked)
@@ -182,16 +178,15 @@ class MultiTaskModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics in physical units, and ``val/loss``: the mean over properties of the scaled loss."""
-        losses = []
+        losses, of_properties = [], epoch_mean(self.val_losses)
         for name in self.names:
             metrics = self.val_metrics[name].compute()
             self.val_metrics[name].reset()
             for metric, value in metrics.items():
                 self.log(f"val/{name}/{metric}", value)
-            loss = epoch_mean(self.val_losses[name])
             if metrics:
-                losses.append(loss)
-                self.log(f"val/{name}/loss", loss)
+                losses.append(of_properties[name])
+                self.log(f"val/{name}/loss", of_properties[name])
         if losses:
             self.log("val/loss", torch.stack(losses).mean(), prog_bar=True)
 
@@ -275,10 +270,10 @@ def _labelled(features: Tensor, batch: Any, column: Tensor) -> tuple[Tensor, Any
     return features.index_select(0, atoms), part, column[kept]
 
 
-def epoch_mean(metric: Any) -> Tensor:
-    """The mean over the epoch and all processes, NaN where there was no label."""
+def epoch_mean(metric: Any) -> Any:
+    """What a metric says of all processes since it was last asked; a mean is NaN where there was no label."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # this process may have seen no label where others did
-        value: Tensor = metric.compute()
+        value = metric.compute()
     metric.reset()
     return value

@@ -176,12 +176,10 @@ class Recent(Callback):
         self._crystals, self._waited, self._seconds = 0, 0.0, 0.0
 
     def _tell(self, trainer: lightning.Trainer, module: MultiTaskModule) -> None:
-        # torchmetrics makes a plain number of the mean of a single property.
-        losses = epoch_mean(module.recent_losses).reshape(-1).tolist()
         own = (self._crystals / self._seconds, self._waited / self._seconds, peak_memory(module.device))
         rates, waits, peaks = zip(*gathered(own), strict=True)
-        told = {f"train/{name}/recent_loss": loss for name, loss in zip(module.names, losses, strict=True)}
-        told = {name: loss for name, loss in told.items() if not math.isnan(loss)}  # no label of it
+        losses = {name: float(loss) for name, loss in epoch_mean(module.recent_losses).items()}
+        told = {f"train/{name}/recent_loss": loss for name, loss in losses.items() if not math.isnan(loss)}
         told["speed/recent_crystals_per_second"] = sum(rates)
         told["speed/recent_data_wait"] = sum(waits) / len(waits)
         told["memory/peak_GiB"] = max(peaks) / 2**30
