@@ -159,21 +159,12 @@ def train(
         folder, loggers, module, len(data.split.val) > 0, [*own, compilation], trainer_args, settings.save_every
     )
     last = folder / "checkpoints" / LAST
-    results: dict[str, Any] = {}
     try:
         with tracker.failing(unless=Leaving) if tracker is not None else nullcontext():
             seconds = _fit(trainer, module, data, settings)
             if trainer.checkpoint_callback is not None and not last.exists():  # no epoch was asked for
                 trainer.save_checkpoint(last)
-            finishing = Finishing(trainer, last)
-            with finishing.kept():
-                finishing.leave_if_asked()
-                calibrate(module, data, folder)
-                finishing.leave_if_asked()
-                found = strategy.finish(module, data, folder) if strategy is not None else {}
-                finishing.leave_if_asked()
-                if trainer.is_global_zero:
-                    results = _report(module, data, folder, finishing, seconds, found)
+            results = _finish(module, data, folder, Finishing(trainer, last), seconds, strategy)
     except Leaving as leaving:
         raise farewell(str(leaving), last, is_first_process()) from None
     if tracker is not None:
@@ -209,6 +200,29 @@ def _fit(trainer: lightning.Trainer, module: MultiTaskModule, data: CrystalDataM
         silence_lightning()
         trainer.fit(module, datamodule=data, ckpt_path=settings.resume, weights_only=True)
     return time.perf_counter() - started
+
+
+def _finish(
+    module: MultiTaskModule,
+    data: CrystalDataModule,
+    folder: Path,
+    finishing: Finishing,
+    seconds: float,
+    strategy: AdaptationStrategy | None,
+) -> dict[str, Any]:
+    """All that comes behind the last step; returns what metrics.json holds, in the first process.
+
+    Raises:
+        Leaving: If a signal asked the run to stop.
+    """
+    with finishing.kept():
+        finishing.leave_if_asked()
+        calibrate(module, data, folder)
+        finishing.leave_if_asked()
+        found = strategy.finish(module, data, folder) if strategy is not None else {}
+        finishing.leave_if_asked()
+        on_first = finishing.trainer.is_global_zero
+        return _report(module, data, folder, finishing, seconds, found) if on_first else {}
 
 
 def _report(
