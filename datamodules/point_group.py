@@ -43,7 +43,7 @@ def symmetrized(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> A
         per_atom: Whether each atom has one.
     """
     total, count = np.zeros_like(tensor), np.zeros(len(tensor) if per_atom else 1)
-    known = ~np.isnan(tensor).reshape(len(tensor), -1).any(axis=1)  # [N] per atom
+    known = ~np.isnan(tensor).reshape(len(count), -1).any(axis=1)  # [N], or [1]
     done: set[bytes] = set()
     for rotation, target in symmetry_operations(crystal):
         if not per_atom:  # translations do not move the tensor of a crystal
@@ -61,7 +61,7 @@ def symmetrized(tensor: Array, crystal: Crystal, rank: int, per_atom: bool) -> A
     if not count.any():
         return tensor
     with np.errstate(invalid="ignore"):  # an atom without a tensor none of whose likes has one
-        mean: Array = total / count.reshape(-1, *[1] * (tensor.ndim - 1)) if per_atom else total / count[0]
+        mean: Array = total / count.reshape(-1, *[1] * (tensor.ndim - 1))
     return mean
 
 

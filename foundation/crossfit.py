@@ -22,10 +22,9 @@ from foundation.classical.descriptors import describe
 from foundation.classical.forest import fit_forest
 from foundation.inference import Ensemble
 from foundation.training.module import MultiTaskModule
-from foundation.training.scaling import require_single
 
-# Trains one model: the data of a fold and its number -> the module, and what its metrics.json holds.
-Trainer = Callable[[CrystalDataModule, int], tuple[MultiTaskModule, dict[str, Any]]]
+# Trains one model: the data of a fold and its number -> the module.
+Trainer = Callable[[CrystalDataModule, int], MultiTaskModule]
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,11 @@ class Crossfit:
     """What came of it.
 
     Attributes:
-        models: One per fold, blended.
-        results: What the metrics.json of each holds.
         weights: How much the encoder, the forest and the median say.
         errors: Mean absolute errors on labels not seen, in physical units: of the three alone, and of the mixture
             with its weights chosen anew without each fold.
     """
 
-    models: list[MultiTaskModule]
-    results: list[dict[str, Any]]
     weights: Weights
     errors: dict[str, float]
 
@@ -67,22 +62,20 @@ def crossfit(data: CrystalDataModule, count: int, seed: int, folder: Path, train
     property = data.property_of(name)
     if not can_blend(property):
         raise InputError(f"--folds: {name} is not one scalar per crystal; use --seeds")
-    require_single(data.property_of(data.names[0]), "--folds")
     folds = cut(data, count, seed, "--folds")
     descriptors = describe(data, folds.rows)
     encoder, trees = np.empty(len(folds.rows)), np.empty(len(folds.rows))
-    models, results, forests = [], [], []
+    models, forests = [], []
     for number in range(count):
         held = folds.fold == number
-        module, result = train(folds.data_of(number), number)
+        module = train(folds.data_of(number), number)
         encoder[held] = Ensemble([module]).predict_graphs(data.graphs, folds.rows[held])[name][:, 0]
         forest = fit_forest(descriptors[~held], folds.labels[~held], property, seed=number)
         trees[held] = forest.physical(descriptors[held], property)
         models.append(module)
-        results.append(result)
         forests.append(forest)
     weights, errors = weigh(folds, encoder, trees, property)
     for number, (module, forest) in enumerate(zip(models, forests, strict=True)):
         median = float(np.median(folds.labels[folds.fold != number]))
         blend_module(module, name, forest, weights, median, folder / f"fold{number}")
-    return Crossfit(models, results, weights, errors)
+    return Crossfit(weights, errors)

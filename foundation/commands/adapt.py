@@ -196,13 +196,13 @@ def _adapt_folds(
     compiled = run.compile
     members = []
 
-    def train_fold(part: CrystalDataModule, fold: int) -> tuple[MultiTaskModule, dict[str, Any]]:
+    def train_fold(part: CrystalDataModule, fold: int) -> MultiTaskModule:
         nonlocal compiled
         own = replace(_member(adaptation, run, f"fold{fold}", config.seed + fold), compile=compiled)
         results, module = _train(adaptation, part, own, config, recorded)
         compiled = choice_of(module, compiled)  # chosen once, for all of them
         members.append(_Member(module, results, own, part))
-        return module, results
+        return module
 
     made = crossfit(data, config.folds, config.seed, run.folder, train_fold)
     unit = data.property_of(config.property).unit

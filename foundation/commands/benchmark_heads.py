@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from foundation.commands.parsing import OneLineParser
 
@@ -35,7 +34,7 @@ def _heads(args: argparse.Namespace) -> int:
     from foundation.paths import config_path
     from foundation.training.spec import HeadSpec
 
-    named = yaml.safe_load(Path(config_path(args.config)).read_text()).get("heads") or {}
+    named = yaml.safe_load(config_path(args.config).read_text()).get("heads") or {}
     if unknown := [name for name in named if name not in KNOWN]:
         raise InputError(f"{args.config}: {', '.join(unknown)} is declared at import only, so it cannot be timed here")
     heads = {name: HeadSpec(head["class_path"], head.get("init_args", {}), KNOWN[name]) for name, head in named.items()}
