@@ -1,11 +1,12 @@
 """Error at equal processor time: every model trains from scratch on the same crystals, for the same seconds.
 
-One recipe for all: AdamW, the learning rate rising linearly over the first 5 % of the budget and falling to zero by
-a cosine, L1 loss on standardised targets, gradients clipped at norm 1, a moving average of the weights judged at the
-end. The learning rate of each model and task is the best of those tried, at the shortest budget, on training crystals
-that were held out; the judged crystals play no part in it. ``ours_folds`` spends its seconds as ``foundation adapt
---folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest on descriptors; of a longer
-budget other folds get a part.
+One recipe for all: the learning rate rising linearly over the first 5 % of the budget and falling to zero by a cosine,
+L1 loss on standardised targets, gradients clipped at norm 1, a moving average of the weights judged at the end. Ours
+takes the optimizer of pretraining, Muon for the matrices of its encoder; the peers take AdamW, as their own programs
+do: NequIP's weights are many matrices in one vector, which Muon cannot turn. The learning rate of each model and task
+is the best of those tried, at the shortest budget, on training crystals that were held out; the judged crystals play
+no part in it. ``ours_folds`` spends its seconds as ``foundation adapt --folds 5`` does: on five models, each without a
+fifth of the crystals, mixed with a forest on descriptors; of a longer budget other folds get a part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.benchmarks.contestants import OURS, OURS_FOLDS, PEERS, code_hash, run_job
+from foundation.benchmarks.crystals import optimization
 from foundation.benchmarks.tasks import CHOOSE, FIT, JUDGE, Task
 from foundation.files import write_json
 from foundation.training.compilation import COLD_SECONDS, SAVED_SHARE
@@ -166,7 +168,8 @@ def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
     }
     if cell.model == OURS_FOLDS:  # a model of these has the same time at every budget
         job |= {"cuts": max(1, round(cell.budget / plan.budgets[0]))}
-    return {**job, "encoder": plan.encoder, "cutoff": None} if cell.model not in PEERS else job
+    own = {"encoder": plan.encoder, "optimizer": optimization().optimizer, "cutoff": None}
+    return {**job, **own} if cell.model not in PEERS else job
 
 
 def _run_cell(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.training.agreement import any_process, gathered, is_grouped
 from foundation.training.metrics import MeanLosses, PropertyMetrics
-from foundation.training.optimization import Optimization, parameter_groups, rate_at
+from foundation.training.optimization import Optimization, make_optimizer, parameter_groups, rate_at
 from foundation.training.precision import full_precision
-from foundation.training.sharded import local, whole
+from foundation.training.shards import local, whole
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
 
@@ -191,14 +191,17 @@ class MultiTaskModule(lightning.LightningModule):
             self.log("val/loss", torch.stack(losses).mean(), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with one group per part that trains, and the schedule, stepped every step."""
-        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
-        thaws = [group.pop("thaws_at") for group in groups]
-        optimizer = torch.optim.AdamW(groups, foreach=True)
+        """The optimizer with one group per part that trains, and the schedule, stepped every step."""
+        optimizer = self.make_optimizer()
         steps = self._total_steps()
-        factors = [rate_at(self.optimization, steps, thaw) for thaw in thaws]
+        factors = [rate_at(self.optimization, steps, group["thaws_at"]) for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """What changes the weights that train, at the rates of their parts."""
+        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
+        return make_optimizer(groups, self.optimization)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild, describe and trust the model."""
