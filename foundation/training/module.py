@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.training.agreement import any_process, gathered, is_grouped
+from foundation.training.agreement import Sum, gathered, num_processes
 from foundation.training.metrics import MeanLosses, PropertyMetrics
 from foundation.training.optimization import Optimization, make_optimizer, parameter_groups, rate_at
 from foundation.training.precision import full_precision
@@ -40,6 +40,22 @@ class Answer(NamedTuple):
     scaled: Tensor
     batch: Any
     target: Tensor
+
+
+class _Part(NamedTuple):
+    """A batch of a step, of which there are several where gradients are accumulated.
+
+    Attributes:
+        told: [2] over all processes, numbers of labels and of losses that are not finite.
+        batch: This process's batch.
+        sums: [P] its losses.
+        total: What was minimised.
+    """
+
+    told: Sum
+    batch: Any
+    sums: Tensor
+    total: Tensor
 
 
 class _Metrics(nn.ModuleDict):
@@ -90,7 +106,7 @@ class MultiTaskModule(lightning.LightningModule):
         self.recent_losses = MeanLosses(self.names)  # since they were last told
         self.val_losses = MeanLosses(self.names)
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
-        self._labels_in_step: list[Tensor] = []
+        self._parts_of_step: list[_Part] = []
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
         self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
@@ -113,45 +129,42 @@ class MultiTaskModule(lightning.LightningModule):
 
         The division by the number of labels is left to ``on_before_optimizer_step``, when the labels of all
         processes and of all accumulated batches are counted: a mean of means would weigh labels unevenly.
-
-        Raises:
-            NonFiniteLoss: If the loss is NaN or infinite.
         """
         sums, counts, _ = self.losses(batch)
         return self.finish_step(batch, sums, counts, self.weighting(sums, counts))
 
     def finish_step(self, batch: Any, sums: Tensor, counts: Tensor, total: Tensor) -> Tensor:
-        """Check the loss and take note of what is behind it.
+        """Take note of what is behind the loss, and have the processes tell one another while gradients are computed.
 
         Args:
             batch: The batch.
             sums: [P] sums of losses.
             counts: [P] numbers of labels.
             total: What is to be minimised, not yet divided by the number of labels.
-
-        Raises:
-            NonFiniteLoss: If the loss is NaN or infinite.
         """
-        self._stop_unless_finite(total, batch, sums)
-        self._labels_in_step.append(counts.sum())
+        sums, bad = sums.detach(), ~torch.isfinite(total.detach()).all()
+        told = Sum(torch.stack([counts.sum().to(sums.dtype), bad.to(sums.dtype)]))
+        self._parts_of_step.append(_Part(told, batch, sums, total.detach()))
         for losses in (self.train_losses, self.recent_losses):
-            losses.update(sums.detach(), counts)
+            losses.update(sums, counts)
         # Lightning divides by the number of accumulated batches; the count of labels does that already.
         undone: Tensor = total * self.trainer.accumulate_grad_batches
         return undone
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the number of labels behind it, over all processes and accumulated batches."""
-        total = torch.stack(self._labels_in_step).sum()
-        world = 1
-        if is_grouped():
-            torch.distributed.all_reduce(total)
-            world = torch.distributed.get_world_size()
+        """Divide the gradient by the number of labels behind it, over all processes and accumulated batches.
+
+        Raises:
+            NonFiniteLoss: If a loss behind it is NaN or infinite, on any process; weights are as before the step.
+        """
+        labels, bad = torch.stack([part.told.result() for part in self._parts_of_step]).sum(dim=0)
+        if bool(bad):
+            raise NonFiniteLoss(self._describe_non_finite(self._parts_of_step))
         # DDP and FSDP2 have averaged over processes: times the world size is the sum.
-        scale = world / total.clamp(min=1)
+        scale = num_processes() / labels.clamp(min=1)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
-        self._labels_in_step.clear()
+        self._parts_of_step.clear()
         self.gradient_norm = whole(nn.utils.get_total_norm(gradients))
 
     def on_train_epoch_end(self) -> None:
@@ -168,7 +181,9 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If a loss is NaN or infinite.
         """
         sums, counts, answers = self.losses(batch)
-        self._stop_unless_finite(sums, batch, sums)
+        told = Sum((~torch.isfinite(sums).all()).to(sums.dtype))
+        if bool(told.result()):
+            raise NonFiniteLoss(self._describe_non_finite([_Part(told, batch, sums, sums)]))
         self.val_losses.update(sums, counts)
         for index, (name, head) in enumerate(self.named_heads()):
             if index < batch.labels.shape[1]:
@@ -243,16 +258,15 @@ class MultiTaskModule(lightning.LightningModule):
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return max(1, self.optimization.schedule_epochs * per_epoch)
 
-    def _stop_unless_finite(self, value: Tensor, batch: Any, sums: Tensor) -> None:
-        """All processes of a distributed run raise where one has to: the others would wait for it."""
-        bad = not bool(torch.isfinite(value).all())
-        if any_process([bad], value.device)[0]:
-            told = gathered(self._describe_non_finite(batch, sums) if bad else None)
-            raise NonFiniteLoss(next(line for line in told if line is not None))
+    def _describe_non_finite(self, parts: list[_Part]) -> str:
+        """What is wrong with these batches, on whichever process; called on all of them."""
+        bad = [part for part in parts if not bool(torch.isfinite(part.total).all())]
+        told = gathered(self._describe(bad[0]) if bad else None)
+        return str(next(line for line in told if line is not None))
 
-    def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
-        bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]
-        rows = batch.row.tolist()
+    def _describe(self, part: _Part) -> str:
+        bad = [name for name, value in zip(self.names, part.sums, strict=True) if not torch.isfinite(value)]
+        rows = part.batch.row.tolist()
         data = getattr(self.trainer, "datamodule", None)
         ids = [data.store.ids[row] for row in rows] if data is not None else [str(row) for row in rows]
         return (

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from foundation.slurm.job import Job
 from foundation.stopping import Preempted, asked_to_stop, note
-from foundation.training.agreement import any_process
+from foundation.training.agreement import Sum
 from foundation.training.checkpoint_files import LAST
 from foundation.training.optimization import ExponentialAverage
 
@@ -45,6 +46,7 @@ class Preemption(Checkpoint):
         self.every = every
         self.saved = time.monotonic()
         self.validation_is_open = False
+        self._told: Sum | None = None  # whether to stop or save behind the batch that is being computed
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Take note of signals from here on; Lightning will set a handler for SIGTERM, so that waits until then."""
@@ -61,6 +63,10 @@ class Preemption(Checkpoint):
         note(signal.SIGTERM)
         self.saved = time.monotonic()
 
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Any) -> None:
+        """Ask all processes; they answer while gradients are computed."""
+        self._told = self._ask(trainer)
+
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save and leave, or save only; not while gradients are being accumulated, which are not saved.
 
@@ -72,7 +78,8 @@ class Preemption(Checkpoint):
         assert fetcher is not None
         if loop._should_accumulate() or loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher):
             return
-        asked, due = self._agree(trainer)
+        assert self._told is not None
+        asked, due = _answer(self._told)
         if asked or due:
             self._save(trainer)
         if asked:
@@ -120,9 +127,11 @@ class Preemption(Checkpoint):
 
     def _agree(self, trainer: lightning.Trainer) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any finds that it is time to save."""
+        return _answer(self._ask(trainer))
+
+    def _ask(self, trainer: lightning.Trainer) -> Sum:
         facts = [asked_to_stop() is not None, time.monotonic() - self.saved >= self.every]
-        asked, due = any_process(facts, trainer.strategy.root_device)
-        return asked, due
+        return Sum(torch.tensor(facts, dtype=torch.int32, device=trainer.strategy.root_device))
 
     def _save(self, trainer: lightning.Trainer) -> None:
         _write_rows(trainer)
@@ -131,6 +140,11 @@ class Preemption(Checkpoint):
 
     def _leave(self, trainer: lightning.Trainer, where: str = "") -> None:
         raise Leaving(where or f"at step {trainer.global_step}")
+
+
+def _answer(told: Sum) -> tuple[bool, bool]:
+    asked, due = told.result().tolist()
+    return asked > 0, due > 0
 
 
 def _write_rows(trainer: lightning.Trainer) -> None:
