@@ -41,8 +41,9 @@ class Moment:
     """When a process sends itself a signal: at the n-th call of something, counted from 1.
 
     Attributes:
-        what: "start" (before the command is parsed), "train", "validate", "save", or after the last step "calibrate"
-            or "evaluate".
+        what: "start" (before the command is parsed), "train", "validate", "save", "sync" (a checkpoint is written but
+            not in its place), "replace" (a file is to be put in place), or after the last step "calibrate" or
+            "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -182,6 +183,8 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
     plots.save = lambda *_: None  # slow, and nothing here depends on it
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
+    before(os, "fsync", "sync")
+    before(os, "replace", "replace")
     before(pretrain, "parser", "start")
     before(run, "calibrate", "calibrate")
     before(run, "evaluate", "evaluate")
