@@ -7,9 +7,7 @@ import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,8 @@ from foundation.tracking.artifacts import model_artifact
 from foundation.tracking.facts import git_state
 from foundation.tracking.guard import Guard
 from foundation.tracking.identity import FILE, group_of, model_name, run_id, run_name
-from foundation.tracking.logger import Tracker, wandb_logger
-from foundation.tracking.reach import Reach
-from foundation.tracking.server import UNSENT, default_mode, has_key
+from foundation.tracking.logger import wandb_logger
+from foundation.tracking.server import default_mode, has_key
 from foundation.training.preemption import Leaving
 
 PRETRAINED = ("formation_energy_per_atom", "band_gap")
@@ -347,45 +344,6 @@ def test_a_server_that_does_not_answer_means_offline_at_once(
     assert line.startswith("Weights & Biases: 127.0.0.1:1 does not answer (Connection refused); recording offline")
     assert f"`foundation wandb sync {tmp_path}`" in line
     assert record_of(tmp_path).is_dir()
-
-
-def test_a_server_that_is_lost_in_mid_run_is_told_once_and_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("http.server.BaseHTTPRequestHandler.log_message", lambda *_: None)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    plain = wandb_logger("offline", tmp_path, "g", {}, run_id="a")
-    assert plain is not None
-    reach = Reach("`foundation wandb sync` uploads it later", every=0.0)
-    tracker = Tracker(plain.logger, tmp_path, reach)
-
-    def told() -> list[str]:
-        tracker.log_metrics({"loss": 1.0}, 0)
-        assert reach._thread is not None
-        reach._thread.join()
-        return capsys.readouterr().err.splitlines()
-
-    assert told() == []
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    (line,) = told()
-    assert line.endswith("training goes on, and if nobody answers to its end `foundation wandb sync` uploads it later")
-    assert "does not answer (Connection refused)" in line
-    assert told() == []
-    monkeypatch.setattr(tracker.run, "finish", _never_done)
-    tracker.finish()
-    assert capsys.readouterr().err == "", "said already"
-    assert (tracker.place / UNSENT).exists()
-    monkeypatch.undo()
-    plain.finish()
-
-
-def _never_done(exit_code: int) -> None:
-    raise TimeoutError
 
 
 def test_only_the_first_process_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import WandbLogger
 from foundation.process import is_first_process
 from foundation.tracking.guard import Guard, GuardedLogger, first_line
 from foundation.tracking.identity import run_name
-from foundation.tracking.reach import Reach
 from foundation.tracking.server import NAME, UNSENT, why_unreachable
 
 T = TypeVar("T")
@@ -31,11 +30,9 @@ class Tracker(GuardedLogger):
     Args:
         logger: Lightning's logger, its run begun.
         folder: The run's folder.
-        reach: Watches the server that it is sent to; None where it is recorded offline.
     """
 
-    def __init__(self, logger: WandbLogger, folder: Path, reach: Reach | None = None) -> None:
-        self.reach = reach
+    def __init__(self, logger: WandbLogger, folder: Path) -> None:
         self.run: Any = logger.experiment
         self.place = Path(self.run.dir).parent
         self.folder = folder
@@ -46,12 +43,6 @@ class Tracker(GuardedLogger):
         with _copies_in(self.folder / "wandb"):
             return self.guard.attempt(call, *arguments, **named)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Hand them on, and see whether the server is still there."""
-        super().log_metrics(metrics, step)
-        if self.reach is not None:
-            self.reach.look()
-
     def finish(self, exit_code: int = 0) -> None:
         """Close the record. Nothing is recorded afterwards."""
         self.guard.attempt(self.guard.probe)
@@ -59,8 +50,7 @@ class Tracker(GuardedLogger):
             self.run.finish(exit_code=exit_code)
         except TimeoutError:
             (self.place / UNSENT).touch()
-            if self.reach is None or not self.reach.lost:  # said already
-                _say(f"{NAME} does not take the rest in {_FINISH_SECONDS} s; {_later(self.folder)}")
+            _say(f"{NAME} does not take the rest in {_FINISH_SECONDS} s; {_later(self.folder)}")
         except Exception as error:
             if not self.guard.broken:
                 self.guard.give_up(error)
@@ -136,7 +126,7 @@ def _begin(
     )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return Tracker(WandbLogger(experiment=run), folder, Reach(_later(folder)) if mode == "online" else None)
+    return Tracker(WandbLogger(experiment=run), folder)
 
 
 def _forget_service() -> None:
