@@ -20,17 +20,20 @@ from conftest import Command
 from ranks import Moment, Ranks, seen, warm_server
 from test_training import differing
 from testing import QUIET, TINY
+from wandb_records import server
 
 from datamodules.errors import InputError
 from datamodules.sampling import BatchedRows
 from foundation.slurm.job import Job
 from foundation.stopping import asked_to_stop, held_signals, note
+from foundation.tracking.sync import find_records, upload
 from foundation.training.checkpoint_files import LAST, PREVIOUS, AtomicCheckpointIO, is_whole
 from foundation.training.history import kept_history
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PARTS += ("current_model_state", "averaging_state", "exact_state")
 EPOCHS, STEPS = 2, 12  # six batches an epoch
+MEASURED = ("train/", "val/", "lr/", "gradient_norm", "frozen_share")  # all but clocks and memory
 KILLS = int(os.environ.get("KILLS", "5"))
 
 
@@ -282,6 +285,38 @@ def test_killed_at_any_moment(tiny_store: Path, tmp_path: Path) -> None:
     assert kills == KILLS
     assert torn >= (KILLS + 3) // 4
     assert_nothing_lost(cut, reference, 1)
+
+
+def test_steps_that_are_repeated_after_a_kill_are_recorded_with_the_same_values(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights & Biases keeps both rows of a step, one upon the other in every plot, whose axis is the step."""
+    command = [*words(tiny_store), "--wandb", "offline", "--out", tmp_path / "run", "--resume", "auto"]
+    killed = Ranks(command, tmp_path, env={"STEP_SECONDS": "0.25"}, moments=[Moment("train", 12, signal.SIGKILL)])
+    assert killed.wait() == [-signal.SIGKILL], killed.printed()
+    again = Ranks(command, tmp_path)
+    assert again.wait() == [0], again.printed()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with server() as there:
+        monkeypatch.setenv("WANDB_BASE_URL", there.url)
+        records, _ = find_records([str(tmp_path)])
+        assert [upload(record) for record in records] == [None, None]
+    configs = [run["config"] for run in there.variables("UpsertBucket") if run.get("config")]
+    step, others = json.loads(configs[-1])["_wandb"]["value"]["m"]
+    assert (step["1"], others["2"], others["5"]) == ("trainer/global_step", "*", 1)  # "5": over the first of these
+    (rows,) = there.history.values()
+    assert [row["_step"] for row in rows] == list(range(len(rows))), "one start overwrote the other"
+    values: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(MEASURED):
+                values.setdefault((row["trainer/global_step"], name), []).append(value)
+    repeated = {step for (step, name), found in values.items() if len(found) > 1}
+    assert 6 in repeated, "nothing was recorded between the checkpoint and the kill"
+    assert [place for place, found in values.items() if len(set(found)) > 1] == []
+    table = pd.read_csv(tmp_path / "run" / "metrics.csv").groupby("step").first()
+    expected = table[[name for name in table if name.startswith(MEASURED)]].stack().dropna().to_dict()
+    assert {place: found[0] for place, found in values.items()} == pytest.approx(expected)
 
 
 def test_a_torn_checkpoint_is_passed_over(foundation: Command, tiny_store: Path, tmp_path: Path) -> None:
