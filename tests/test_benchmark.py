@@ -218,11 +218,12 @@ def test_every_model_is_told_the_same(plan: Plan) -> None:
     own = ("compile", "code", "encoder", "optimizer", "cutoff")
     shared = [{key: value for key, value in job.items() if key not in own} for job in jobs.values()]
     assert shared[0] == shared[1] == shared[2]
-    assert shared[0]["batch_size"] == 16
+    assert (shared[0]["batch_size"], jobs["ours"]["optimizer"]) == (16, "adamw")
     short = job_of(plan, Cell("gv", "ours", "final", 200.0, 1e-3, 0), data)
     assert not short["compile"], "compiling would take most of the budget"
     assert {model: job["compile"] for model, job in jobs.items()} == {"ours": True, "nequip": True, "alignn": False}
-    assert job_of(plan, Cell("gv", "ours", "final", 120.0, 1e-3, 0), {**data, "fitted": 5000})["batch_size"] == 32
+    large = job_of(plan, Cell("fe", "ours", "final", 120.0, 1e-3, 0), {**data, "fitted": 5000})
+    assert (large["batch_size"], large["optimizer"]) == (32, "muon")
 
 
 def test_one_run_in_a_process_of_its_own(plan: Plan, task: Task, tmp_path: Path) -> None:
