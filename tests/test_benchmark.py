@@ -33,6 +33,7 @@ from foundation.benchmarks.growth import batch_ladder, exponent, measure_growth
 from foundation.benchmarks.kernels import dominant_kernels, measure_kernels
 from foundation.benchmarks.ours import Ours
 from foundation.benchmarks.ours_folds import train_folds
+from foundation.benchmarks.ours_seeds import train_seeds
 from foundation.benchmarks.peers.contest import Contestant, Crystals
 from foundation.benchmarks.peers.timing import answer_rounds
 from foundation.benchmarks.peers.training import MovingAverage, rate_factor, train_for
@@ -139,6 +140,16 @@ def test_folds_share_one_budget_and_never_see_who_judges(crystals: Crystals, tas
     assert sum(result["weights"].values()) == pytest.approx(1.0)
     hidden = np.where(crystals.part == JUDGE, 1e9, crystals.target)
     blind = train_folds(replace(crystals, target=hidden), training_job(budget=6.0, **settings))
+    assert blind["mae"] == pytest.approx(1e9, rel=1e-3)
+
+
+def test_seeds_share_one_budget_and_never_see_who_judges(crystals: Crystals, task: Task) -> None:
+    settings = {"encoder": TINY_ENCODER, "optimizer": "adamw", "cutoff": None, "members": 3}
+    result = train_seeds(crystals, training_job(budget=4.0, **settings))
+    assert 3.0 < result["seconds"] <= 4.4
+    assert result["mae"] < 0.5 * task.baselines()["median predictor"]
+    hidden = np.where(crystals.part == JUDGE, 1e9, crystals.target)
+    blind = train_seeds(replace(crystals, target=hidden), training_job(budget=4.0, **settings))
     assert blind["mae"] == pytest.approx(1e9, rel=1e-3)
 
 

@@ -5,9 +5,10 @@ L1 loss on standardised targets, gradients clipped at norm 1, a moving average o
 peers take AdamW, as their own programs do: NequIP's weights are many matrices in one vector, which Muon cannot turn.
 Ours takes what our commands take: on thousands of crystals the optimizer of pretraining, Muon for the matrices of its
 encoder, on hundreds AdamW, as adapting does. The learning rate of each model and task is the best of those tried, at
-the shortest budget, on training crystals that were held out; the judged crystals play no part in it. ``ours_folds``
-spends its seconds as ``foundation adapt --folds 5`` does: on five models, each without a fifth of the crystals, mixed
-with a forest on descriptors; of a longer budget other folds get a part.
+the shortest budget, on training crystals that were held out; the judged crystals play no part in it. ``ours_seeds``
+spends its seconds as ``foundation adapt --seeds N`` does, on models of half the shortest budget each, and
+``ours_folds`` as ``--folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest on
+descriptors; of a longer budget other folds get a part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.benchmarks.contestants import OURS, OURS_FOLDS, PEERS, code_hash, run_job
+from foundation.benchmarks.contestants import OURS, OURS_FOLDS, OURS_SEEDS, PEERS, code_hash, run_job
 from foundation.benchmarks.crystals import optimization
 from foundation.benchmarks.tasks import CHOOSE, FIT, JUDGE, Task
 from foundation.files import write_json
@@ -33,6 +34,7 @@ SMALL_SET, SMALL_BATCH, BATCH = 1000, 16, 32
 # Three for each, around where its error is least: NequIP's weights take larger steps.
 LEARNING_RATES = {
     OURS: [1e-3, 3e-3, 1e-2],
+    OURS_SEEDS: [1e-3, 3e-3, 1e-2],
     OURS_FOLDS: [1e-3, 3e-3, 1e-2],
     "nequip": [3e-3, 1e-2, 3e-2],
     "alignn": [1e-3, 3e-3, 1e-2],
@@ -168,8 +170,12 @@ def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
         "device": plan.device,
         **RECIPE,
     }
-    if cell.model == OURS_FOLDS:  # a model of these has the same time at every budget
-        job |= {"cuts": max(1, round(cell.budget / plan.budgets[0]))}
+    # A model of several has the same time at every budget.
+    times = max(1, round(cell.budget / plan.budgets[0]))
+    if cell.model == OURS_FOLDS:
+        job |= {"cuts": times}
+    if cell.model == OURS_SEEDS:
+        job |= {"members": 2 * times}
     optimizer = (Optimization() if small else optimization()).optimizer
     own = {"encoder": plan.encoder, "optimizer": optimizer, "cutoff": None}
     return {**job, **own} if cell.model not in PEERS else job
