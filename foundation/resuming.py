@@ -14,7 +14,7 @@ import torch
 from datamodules.errors import InputError
 from foundation.checkpoint import find_members, load_checkpoint
 from foundation.process import is_first_process
-from foundation.training.checkpoint_files import LAST, PREVIOUS, is_whole
+from foundation.training.checkpoint_files import LAST, PREVIOUS, is_whole, left_by_training
 from foundation.training.spec import ModelSpec
 
 AUTO, NEVER = "auto", "no"
@@ -42,7 +42,7 @@ def find_resumable(asked: str | None, folder: Path, spec: ModelSpec) -> str | No
         if len(members) > 1 or members[0].is_dir():
             raise InputError(f"--resume {asked}: give the .ckpt file of one run")
         last = members[0]
-    files = [last, last.with_name(PREVIOUS)] if last.name == LAST else [last]
+    files = [left_by_training(last), last.with_name(PREVIOUS)] if last.name == LAST else [last]
     files = [file for file in files if file.is_file()]
     problems: list[str] = []
     for file in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foundation.process import is_first_process
+from foundation.training.checkpoint_files import change_last, left_by_training
 from foundation.training.module import MultiTaskModule
 from foundation.training.spec import HeadSpec
 
@@ -40,7 +40,5 @@ def _rewrite(path: Path, changes: Mapping[str, Any]) -> None:
     """Change entries of a checkpoint; written whole or not at all, by the first process of a distributed run."""
     if not is_first_process() or not path.is_file():
         return
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=path.suffix, delete=False) as file:
-        torch.save({**content, **changes}, file)
-    Path(file.name).replace(path)
+    content = torch.load(left_by_training(path), map_location="cpu", weights_only=True)
+    change_last({**content, **changes}, path)

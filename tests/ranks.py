@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,9 +42,8 @@ class Moment:
     """When a process sends itself a signal: at the n-th call of something, counted from 1.
 
     Attributes:
-        what: "start" (before the command is parsed), "train", "validate", "save", "sync" (a checkpoint is written but
-            not in its place), "replace" (a file is to be put in place), or after the last step "calibrate" or
-            "evaluate".
+        what: "start" (before the command is parsed), "build" (of the module), "train", "validate", "save", "record"
+            (a part of a file that is being saved), or after the last step "calibrate" or "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -123,6 +123,35 @@ def seen(out: Path, count: int = 1) -> list[list[str]]:
     return [file.read_text().splitlines() if file.exists() else [] for file in files]
 
 
+@contextmanager
+def right_behind_the_last_save(out: Path, whole: Path, last: Path, count: int = 1) -> Iterator[None]:
+    """What is seen in the body begins with the batch behind the last save, and goes on as in a run never disturbed.
+
+    Args:
+        out: Folder of the crystals seen.
+        whole: That of the other run.
+        last: Its last checkpoint, if it has one yet.
+        count: How many processes there are.
+    """
+    from foundation.resuming import step_of
+
+    step = step_of(str(last)) if last.is_file() else 0
+    begun = [len(lines) for lines in seen(out, count)]
+    yield
+    for passed, lines, expected in zip(begun, seen(out, count), seen(whole, count), strict=True):
+        assert lines[passed:] == expected[step : step + len(lines) - passed]
+
+
+def killed_during_imports(words: Sequence[object]) -> int:
+    """The exit code of a command that is killed as soon as it has imported the first part of torch."""
+    command = [sys.executable, "-X", "importtime", "-m", "foundation", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(" torch." in line for line in process.stderr)
+        process.kill()
+    return process.returncode
+
+
 def _run(words: list[str], out: Path, rank: int, env: dict[str, str], moments: list[Moment]) -> None:
     handle = os.open(out / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -183,8 +212,8 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
     plots.save = lambda *_: None  # slow, and nothing here depends on it
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
-    before(os, "fsync", "sync")
-    before(os, "replace", "replace")
+    before(torch._C.PyTorchFileWriter, "write_record", "record")
+    before(MultiTaskModule, "__init__", "build")
     before(pretrain, "parser", "start")
     before(run, "calibrate", "calibrate")
     before(run, "evaluate", "evaluate")

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,22 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Command
-from ranks import Moment, Ranks, seen, warm_server
+from ranks import Moment, Ranks, killed_during_imports, right_behind_the_last_save, seen, warm_server
 from test_training import differing
 from testing import QUIET, TINY
 from wandb_records import server
 
-from datamodules.errors import InputError
 from datamodules.sampling import BatchedRows
 from foundation.slurm.job import Job
 from foundation.stopping import asked_to_stop, held_signals, note
 from foundation.tracking.sync import find_records, upload
-from foundation.training.checkpoint_files import LAST, PREVIOUS, AtomicCheckpointIO, is_whole
-from foundation.training.history import kept_history
+from foundation.training.checkpoint_files import LAST, PREVIOUS, is_whole
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PARTS += ("current_model_state", "averaging_state", "exact_state")
 EPOCHS, STEPS = 2, 12  # six batches an epoch
 MEASURED = ("train/", "val/", "lr/", "gradient_norm", "frozen_share")  # all but clocks and memory
-KILLS = int(os.environ.get("KILLS", "5"))
+KILLS = int(os.environ.get("KILLS", "6"))
 
 
 def words(store: Path, world: int = 1, *more: object) -> list[object]:
@@ -51,10 +49,17 @@ def content(out: Path) -> dict[str, Any]:
 
 
 def assert_the_same(out: Path, whole: Path, world: int) -> None:
-    """Weights, averages, optimizer, random numbers and metrics bit for bit; every batch once and in order."""
+    """The same end, and every batch once and in order."""
+    assert_the_same_end(out, whole)
+    assert seen(out, world) == seen(whole, world)
+
+
+def assert_the_same_end(out: Path, whole: Path) -> None:
+    """Weights, averages, optimizer, random numbers and metrics bit for bit, in the same files."""
     one, two = content(whole), content(out)
     assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    assert seen(out, world) == seen(whole, world)
+    names = [sorted(path.name for path in (place / "run" / "checkpoints").iterdir()) for place in (whole, out)]
+    assert names[0] == names[1]
     tables = [pd.read_csv(place / "run" / "metrics.csv") for place in (whole, out)]
     told = [name for name in tables[0].columns if not name.startswith(("speed/", "memory/"))]
     pd.testing.assert_frame_equal(tables[1][told], tables[0][told])
@@ -121,9 +126,6 @@ def test_a_signal_after_the_last_step(whole: dict[int, Path], tiny_store: Path, 
     assert_the_same(tmp_path, whole[2], 2)
     metrics = [json.loads((out / "run" / "metrics.json").read_text()) for out in (tmp_path, whole[2])]
     assert [metrics[0][part] for part in ("val", "test")] == [metrics[1][part] for part in ("val", "test")]
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
-        path.name for path in (whole[2] / "run" / "checkpoints").iterdir()
-    )
 
 
 def test_what_is_done_to_the_weights_after_the_last_step_is_done_once(
@@ -133,10 +135,11 @@ def test_what_is_done_to_the_weights_after_the_last_step_is_done_once(
     adapt += ["--strategy", "interpolate", "--optimization.learning_rate", 0.1, "--data.batch_size", 8]
     adapt += ["--trainer.max_epochs", EPOCHS, "--resume", "auto"]
     found = []
-    for name, starts in (("whole", [[]]), ("cut", [[Moment("evaluate", 2)], []])):
+    cuts = [[Moment("evaluate", 2)], [Moment("evaluate", 2, signal.SIGKILL)], [], []]
+    for name, starts in (("whole", [[]]), ("cut", cuts)):
         out = tmp_path / name
         codes = [Ranks([*adapt, "--out", out / "run"], out, moments=moments).wait() for moments in starts]
-        assert codes == [[138], [0]][-len(starts) :], (out / "rank0.txt").read_text()
+        assert codes == [[138], [-signal.SIGKILL], [0], [0]][-len(starts) :], (out / "rank0.txt").read_text()
         found.append(json.loads((out / "run" / "metrics.json").read_text())["interpolation"])
     assert found[0] == found[1]
     assert found[0]["share"] != 1, "nothing was done to the weights"
@@ -218,73 +221,80 @@ def test_who_is_cancelled_does_not_come_back(scontrol: Path, monkeypatch: pytest
     assert Job("7", 0).requeue() == "there is no scontrol on this node"
 
 
-KILLED = {
-    "during its start": (1, Moment("start", 1, signal.SIGKILL), None),
-    "during validation": (1, Moment("validate", 2, signal.SIGKILL), None),
-    "while the best checkpoint is being written": (1, Moment("save", 3, signal.SIGKILL), ".best.ckpt.writing"),
-    "while the last checkpoint is being written": (1, Moment("save", 4, signal.SIGKILL), f".{LAST}.writing"),
-    "before a checkpoint is in its place": (1, Moment("sync", 7, signal.SIGKILL), f".{LAST}.writing"),
-    "one of two processes": (2, Moment("train", 9, signal.SIGKILL, rank=1), None),
-    "the one of two processes that saves": (2, Moment("sync", 7, signal.SIGKILL), f".{LAST}.writing"),
-}
+def at_any_moment(command: list[object], out: Path, draw: random.Random) -> None:
+    """Of training and saving."""
+    before = len(seen(out)[0])
+    run = Ranks(command, out, env=SLOW)
+    while run.running and len(seen(out)[0]) == before:
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 0.3))
+    run.signal(signal.SIGKILL)
+    assert run.wait() == [-signal.SIGKILL], run.printed()
 
 
-@pytest.mark.parametrize(("world", "moment", "left"), KILLED.values(), ids=KILLED)
-def test_killed(
-    whole: dict[int, Path], tiny_store: Path, tmp_path: Path, world: int, moment: Moment, left: str | None
-) -> None:
-    """The other process does not hang, and nothing is lost but what came after the last save."""
-    command = [*words(tiny_store, world), "--out", tmp_path / "run", "--resume", "auto"]
-    run = Ranks(command, tmp_path, world, moments=[moment])
-    codes = run.wait()
-    assert codes[moment.rank] == -signal.SIGKILL
-    for other in {*range(world)} - {moment.rank}:
-        assert codes[other] == 1
-        assert run.printed(other).splitlines()[-1].startswith("foundation: stopped: lost another process of this run")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    assert left is None or (checkpoints / left).exists()
-    run = Ranks(command, tmp_path, world)
-    assert run.wait() == [0] * world, run.printed()
-    assert_nothing_lost(tmp_path, whole[world], world)
-    assert [file.name for file in checkpoints.iterdir() if file.name.endswith(".writing")] == []
+def during_a_save(command: list[object], out: Path, draw: random.Random) -> None:
+    """With a part of a file written, beside what was saved before."""
+    parts = draw.randrange(1, 150)  # of some 200
+    run = Ranks(command, out, env=SLOW, moments=[Moment("record", parts, signal.SIGKILL)])
+    assert run.wait() == [-signal.SIGKILL], run.printed()
+    (torn,) = (out / "run" / "checkpoints").glob(".*.writing")
+    assert not is_whole(torn)
+    assert all(is_whole(file) for file in torn.parent.glob("*.ckpt"))
 
 
-def assert_nothing_lost(out: Path, whole: Path, world: int) -> None:
-    """As where nobody was killed, but that batches may have been seen again."""
-    one, two = content(whole), content(out)
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    for every, again in zip(seen(whole, world), seen(out, world), strict=True):
-        assert set(again) == set(every)
-        steps = [int(line.split()[0]) * 6 + int(line.split()[1]) for line in again]
-        assert all(after <= before + 1 for before, after in pairwise(steps))  # none is left out
-    assert not pd.read_csv(out / "run" / "metrics.csv").duplicated().any()
+def during_the_imports(command: list[object], out: Path, draw: random.Random) -> None:
+    before = files(out / "run")
+    assert killed_during_imports(command) == -signal.SIGKILL
+    assert files(out / "run") == before
+
+
+def before_it_trains(command: list[object], out: Path, draw: random.Random) -> None:
+    before = files(out / "run")
+    run = Ranks(command, out, moments=[Moment("build", 1, signal.SIGKILL)])
+    assert run.wait() == [-signal.SIGKILL], run.printed()
+    assert files(out / "run") == before
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """When each was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+SLOW = {"STEP_SECONDS": "0.05"}
+WAYS = (at_any_moment, during_a_save, during_the_imports, at_any_moment, during_a_save, before_it_trains)
 
 
 def test_killed_at_any_moment(tiny_store: Path, tmp_path: Path) -> None:
-    """Nothing is lost but what came after the last save: batches may be repeated, never left out."""
-    longer = words(tiny_store, 1, "--trainer.max_epochs", max(EPOCHS, KILLS // 3))
-    reference, cut = tmp_path / "whole", tmp_path / "cut"
-    assert Ranks([*longer, "--out", reference / "run"], reference).wait() == [0]
-    command = [*longer, "--save_every", "0.05s", "--out", cut / "run", "--resume", "auto"]
-    draw, kills, torn = random.Random(0), 0, 0
-    for _ in range(3 * KILLS):
-        # Every fourth dies of its first save, before what it has written is in its place.
-        own = [Moment("sync", 1, signal.SIGKILL)] if kills < KILLS and kills % 4 == 0 else []
-        run = Ranks(command, cut, env={"STEP_SECONDS": "0.05"}, moments=own)
-        if kills < KILLS and not own:
-            before = len(seen(cut)[0])
-            while run.running and len(seen(cut)[0]) == before:
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.2))
-            run.signal(signal.SIGKILL)
-        codes = run.wait()
-        if codes == [0]:
-            break
-        kills += codes == [-signal.SIGKILL]
-        torn += any((cut / "run" / "checkpoints").glob(".*.writing"))
-    assert kills == KILLS
-    assert torn >= (KILLS + 3) // 4
-    assert_nothing_lost(cut, reference, 1)
+    """Nothing is lost but what came after the last save: these batches are repeated, and none is left out."""
+    longer = words(tiny_store, 1, "--trainer.max_epochs", max(EPOCHS, KILLS))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert Ranks([*longer, "--out", whole / "run"], whole).wait() == [0]
+    command = [*longer, "--save_every", "0.2s", "--out", cut / "run", "--resume", "auto"]
+    draw, last = random.Random(0), cut / "run" / "checkpoints" / LAST
+    for killed in islice(cycle(WAYS), KILLS):
+        with right_behind_the_last_save(cut, whole, last):
+            killed(command, cut, draw)
+    with right_behind_the_last_save(cut, whole, last):
+        assert Ranks(command, cut).wait() == [0]
+    assert_the_same_end(cut, whole)
+
+
+def test_one_of_two_processes_is_killed(whole: dict[int, Path], tiny_store: Path, tmp_path: Path) -> None:
+    """The other one ends by itself, and both go on from the last save."""
+    command = [*words(tiny_store, 2), "--out", tmp_path / "run", "--resume", "auto"]
+    last = tmp_path / "run" / "checkpoints" / LAST
+    for moment in (Moment("train", 9, signal.SIGKILL, rank=1), Moment("record", 50, signal.SIGKILL)):
+        with right_behind_the_last_save(tmp_path, whole[2], last, 2):
+            run = Ranks(command, tmp_path, 2, moments=[moment])
+            codes = run.wait(60)
+            assert codes.pop(moment.rank) == -signal.SIGKILL, run.printed()
+            assert codes == [1]
+            told = run.printed(1 - moment.rank).splitlines()[-1]
+            assert told.startswith("foundation: stopped: lost another process of this run, see what it printed")
+    assert torch.load(last, weights_only=True)["global_step"] == STEPS // EPOCHS
+    with right_behind_the_last_save(tmp_path, whole[2], last, 2):
+        assert Ranks(command, tmp_path, 2).wait() == [0, 0]
+    assert_the_same_end(tmp_path, whole[2])
 
 
 def test_steps_that_are_repeated_after_a_kill_are_recorded_with_the_same_values(
@@ -340,23 +350,6 @@ def test_a_torn_checkpoint_is_passed_over(foundation: Command, tiny_store: Path,
     assert "torn" in answer.err
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, target = AtomicCheckpointIO(), tmp_path / LAST
-    files.save_checkpoint({"n": 1}, target)
-    files.save_checkpoint({"n": 2}, target)
-    assert [torch.load(tmp_path / name)["n"] for name in (LAST, PREVIOUS)] == [2, 1]
-    assert is_whole(target)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"last.ckpt: cannot be written: .*No space left.*; the checkpoint before"):
-        files.save_checkpoint({"n": 3}, target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
-    assert torch.load(target)["n"] == 2
-
-
 def test_signals_wait_while_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     before = signal.getsignal(signal.SIGTERM)
@@ -369,15 +362,6 @@ def test_signals_wait_while_they_are_held(monkeypatch: pytest.MonkeyPatch) -> No
     with held_signals():
         assert asked_to_stop() is None
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_rows_behind_the_last_checkpoint_are_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.csv"
-    file.write_text("epoch,step,loss\n0,0,3.0\n0,1,2.0\n0,2,1.0\n1,")  # cut off in mid-row
-    with kept_history(file, step=2):
-        assert not file.exists()
-        file.write_text("epoch,step,loss\n0,2,1.5\n")
-    assert pd.read_csv(file)["loss"].tolist() == [3.0, 2.0, 1.5]
 
 
 def test_an_epoch_begins_behind_what_was_seen() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from datamodules.errors import InputError
 
 LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"  # what was last before; both are there at any moment
+PREVIOUS = "previous.ckpt"  # what was last before; one of the two is there at any moment
+TRAINED = "trained.ckpt"  # what training left, where last.ckpt has been changed since
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,12 +34,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.writing")
+        temporary = _beside(target)
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(checkpoint, temporary)
+            if target.name == LAST:
+                _put_trained_back(target)
             kept = _kept(target) if target.name == LAST and target.exists() else None
             os.replace(temporary, target)
             if kept is not None:  # only now: the last file may be torn, and the one before it all there is
@@ -57,15 +59,63 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _kept(last: Path) -> Path:
+def clear_torn(folder: Path) -> None:
+    """Remove what was being written when an earlier start of the run was killed."""
+    for file in folder.glob(_beside(folder / "*").name):
+        file.unlink()
+
+
+def left_by_training(last: Path) -> Path:
+    """The checkpoint that training goes on from: the last one, or what that was before it was changed."""
+    trained = last.with_name(TRAINED)
+    return trained if trained.is_file() else last
+
+
+def change_last(content: Mapping[str, Any], last: Path) -> None:
+    """Put other content in the place of the last checkpoint; what training left stays as ``trained.ckpt``.
+
+    So a run that goes on from there, because it was cut off or is one of several, changes the same weights, not those
+    that were changed before.
+    """
+    trained = last.with_name(TRAINED)
+    if not trained.exists():
+        try:
+            os.link(last, trained)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(last, _beside(trained))
+            os.replace(_beside(trained), trained)
+    _write(content, _beside(last))
+    os.replace(_beside(last), last)
+    _sync_folder(last.parent)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.writing")
+
+
+def _write(content: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_trained_back(last: Path) -> None:
+    """Training goes on: the change is undone before the next file takes the place of the last one."""
+    with suppress(FileNotFoundError):
+        os.replace(last.with_name(TRAINED), last)
+
+
+def _kept(last: Path) -> Path | None:
     """The last file under another name too, without a moment at which there is no last one."""
-    link = last.with_name(f".{PREVIOUS}.writing")
+    link = _beside(last.with_name(PREVIOUS))
     with suppress(FileNotFoundError):
         link.unlink()
     try:
         os.link(last, link)
     except OSError:  # a file system without hard links: until the new file is in place only `previous.ckpt` is there
-        os.replace(last, link)
+        os.replace(last, last.with_name(PREVIOUS))
+        return None
     return link
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import lightning
 
-from foundation.process import is_first_process
 from foundation.stopping import asked_to_stop
 from foundation.training.agreement import any_process
 from foundation.training.preemption import Leaving
@@ -52,25 +48,6 @@ class Finishing:
             if self._asked():
                 raise Leaving(_WHERE)
             yield batch
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put the checkpoint of the last step back where the body fails: what has changed it would change it twice."""
-        if not is_first_process() or not self.last.is_file():
-            yield
-            return
-        trained = self.last.with_name(".trained.ckpt")
-        trained.unlink(missing_ok=True)
-        try:
-            os.link(self.last, trained)  # a change takes the file's place and leaves what was there
-        except OSError:  # a file system without links
-            shutil.copyfile(self.last, trained)
-        try:
-            yield
-        except BaseException:
-            trained.replace(self.last)
-            raise
-        trained.unlink()
 
     def _asked(self) -> bool:
         return asked_to_stop() is not None and self.last.exists()

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from foundation.slurm.job import Job
 from foundation.stopping import Preempted, asked_to_stop, note
 from foundation.training.agreement import Sum
-from foundation.training.checkpoint_files import LAST
+from foundation.training.checkpoint_files import LAST, clear_torn
 from foundation.training.optimization import ExponentialAverage
 
 # What Lightning holds of a validation that was left in its first batch, to which it goes back.
@@ -50,6 +50,8 @@ class Preemption(Checkpoint):
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Take note of signals from here on; Lightning will set a handler for SIGTERM, so that waits until then."""
+        if trainer.is_global_zero:
+            clear_torn(self.file.parent)
         note(signal.SIGUSR1)
         note(signal.SIGTERM, wait=True)
 

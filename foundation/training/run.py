@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
@@ -38,7 +38,7 @@ from foundation.training.calibration import calibrate
 from foundation.training.checkpoint_files import LAST
 from foundation.training.compilation import Asked, Compilation, require_compiler, stored_choice
 from foundation.training.finishing import Finishing
-from foundation.training.history import kept_history
+from foundation.training.history import History, kept_history
 from foundation.training.module import MultiTaskModule
 from foundation.training.precision import MatmulPrecision, check_precision
 from foundation.training.preemption import Leaving, farewell
@@ -147,7 +147,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     module.card["run"] = identify(folder, module.card, settings.group)
-    loggers: list[Logger] = [GuardedLogger(CSVLogger(folder, name="", version=""), Guard("writing metrics.csv"))]
+    loggers: list[Logger] = [GuardedLogger(History(folder), Guard("writing metrics.csv"))]
     tracker = track(module, data, settings, config)
     if tracker is not None:
         loggers.append(tracker)
@@ -215,14 +215,13 @@ def _finish(
     Raises:
         Leaving: If a signal asked the run to stop.
     """
-    with finishing.kept():
-        finishing.leave_if_asked()
-        calibrate(module, data, folder)
-        finishing.leave_if_asked()
-        found = strategy.finish(module, data, folder) if strategy is not None else {}
-        finishing.leave_if_asked()
-        on_first = finishing.trainer.is_global_zero
-        return _report(module, data, folder, finishing, seconds, found) if on_first else {}
+    finishing.leave_if_asked()
+    calibrate(module, data, folder)
+    finishing.leave_if_asked()
+    found = strategy.finish(module, data, folder) if strategy is not None else {}
+    finishing.leave_if_asked()
+    on_first = finishing.trainer.is_global_zero
+    return _report(module, data, folder, finishing, seconds, found) if on_first else {}
 
 
 def _report(

@@ -211,7 +211,7 @@ def test_signals_at_the_worst_moments(whole: Run, tiny_store: Path, tmp_path: Pa
 
 
 def test_a_killed_task_ends_the_job_and_nothing_saved_is_lost(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
-    moments = [[Moment("train", 9, signal.SIGKILL, rank=1)], [Moment("sync", 7, signal.SIGKILL)]]
+    moments = [[Moment("train", 9, signal.SIGKILL, rank=1)], [Moment("record", 50, signal.SIGKILL)]]
     run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", step=0, moments=moments)
     for _ in moments:
         run.ends("FAILED")
