@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def is_grouped() -> bool:
@@ -29,3 +30,41 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+class EventualSum:
+    """Whole numbers added up over all processes while this one goes on with its work.
+
+    Made on all processes, in the same order among all that they send one another.
+
+    Args:
+        numbers: [K] of this process; overwritten.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = self._told = numbers  # kept: its memory is in use until the sums are there
+        self._arrived: torch.cuda.Event | None = None
+        if not numbers.is_cuda:
+            self._work = _started(numbers)
+            return
+        # Beside the work that is queued from here on, which a reader would wait for otherwise.
+        beside = torch.cuda.Stream(numbers.device)
+        beside.wait_stream(torch.cuda.current_stream(numbers.device))
+        with torch.cuda.stream(beside):
+            self._work = _started(numbers)
+            if self._work is not None:
+                self._work.wait()  # the stream does, not the host
+            self._told = numbers.to("cpu", non_blocking=True)
+            self._arrived = beside.record_event()
+
+    def read(self) -> list[int]:
+        """The sums, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        elif self._work is not None:
+            self._work.wait()
+        return [int(number) for number in self._told.tolist()]
+
+
+def _started(numbers: Tensor) -> torch.distributed.Work | None:
+    return torch.distributed.all_reduce(numbers, async_op=True) if is_grouped() else None

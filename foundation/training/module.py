@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from datamodules.fingerprints import Seen
@@ -20,6 +21,7 @@ from foundation.training.metrics import MeanLosses, PropertyMetrics
 from foundation.training.optimization import Optimization, parameter_groups, rate_at
 from foundation.training.precision import full_precision
 from foundation.training.sharded import local, whole
+from foundation.training.vote import StepVote
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
 
@@ -40,6 +42,22 @@ class Answer(NamedTuple):
     scaled: Tensor
     batch: Any
     target: Tensor
+
+
+class _Part(NamedTuple):
+    """What is kept of a batch until its step is taken.
+
+    Attributes:
+        rows: [B] its crystals.
+        labels: [] their number of labels.
+        sums: [P] sums of losses.
+        total: [] what is minimised.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    sums: Tensor
+    total: Tensor
 
 
 class _Metrics(nn.ModuleDict):
@@ -90,7 +108,8 @@ class MultiTaskModule(lightning.LightningModule):
         self.recent_losses = MeanLosses(self.names)  # since they were last told
         self.val_losses = MeanLosses(self.names)
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
-        self._labels_in_step: list[Tensor] = []
+        self.vote = StepVote()
+        self._parts: list[_Part] = []  # of the step, one per accumulated batch
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
         self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
@@ -113,45 +132,52 @@ class MultiTaskModule(lightning.LightningModule):
 
         The division by the number of labels is left to ``on_before_optimizer_step``, when the labels of all
         processes and of all accumulated batches are counted: a mean of means would weigh labels unevenly.
-
-        Raises:
-            NonFiniteLoss: If the loss is NaN or infinite.
         """
         sums, counts, _ = self.losses(batch)
         return self.finish_step(batch, sums, counts, self.weighting(sums, counts))
 
     def finish_step(self, batch: Any, sums: Tensor, counts: Tensor, total: Tensor) -> Tensor:
-        """Check the loss and take note of what is behind it.
+        """Take note of what is behind the loss.
 
         Args:
             batch: The batch.
             sums: [P] sums of losses.
             counts: [P] numbers of labels.
             total: What is to be minimised, not yet divided by the number of labels.
-
-        Raises:
-            NonFiniteLoss: If the loss is NaN or infinite.
         """
-        self._stop_unless_finite(total, batch, sums)
-        self._labels_in_step.append(counts.sum())
+        self._parts.append(_Part(batch.row, counts.sum(), sums.detach(), total.detach()))
         for losses in (self.train_losses, self.recent_losses):
             losses.update(sums.detach(), counts)
         # Lightning divides by the number of accumulated batches; the count of labels does that already.
         undone: Tensor = total * self.trainer.accumulate_grad_batches
         return undone
 
+    def on_train_start(self) -> None:
+        """Send no buffers round in every step: they are constants by now, and were sent when the model was wrapped."""
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.broadcast_buffers = False
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Tell the other processes of this batch; callbacks have said by now what they wish."""
+        part = self._parts[-1]
+        self.vote.cast(part.labels, torch.isfinite(part.total))
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the number of labels behind it, over all processes and accumulated batches."""
-        total = torch.stack(self._labels_in_step).sum()
-        world = 1
-        if is_grouped():
-            torch.distributed.all_reduce(total)
-            world = torch.distributed.get_world_size()
+        """Divide the gradient by the number of labels behind it, over all processes and accumulated batches.
+
+        Raises:
+            NonFiniteLoss: On all processes, if the loss of a batch is NaN or infinite on one of them.
+        """
+        labels, bad = self.vote.count()
+        parts, self._parts = self._parts, []
+        if bad is not None:
+            self._stop(parts[bad].total, parts[bad].rows, parts[bad].sums)
+        world = torch.distributed.get_world_size() if is_grouped() else 1
         # DDP and FSDP2 have averaged over processes: times the world size is the sum.
-        scale = world / total.clamp(min=1)
+        scale = world / max(1, labels)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
-        self._labels_in_step.clear()
         self.gradient_norm = whole(nn.utils.get_total_norm(gradients))
 
     def on_train_epoch_end(self) -> None:
@@ -168,7 +194,8 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If a loss is NaN or infinite.
         """
         sums, counts, answers = self.losses(batch)
-        self._stop_unless_finite(sums, batch, sums)
+        if any_process([not _is_finite(sums)], sums.device)[0]:
+            self._stop(sums, batch.row, sums)
         self.val_losses.update(sums, counts)
         for index, (name, head) in enumerate(self.named_heads()):
             if index < batch.labels.shape[1]:
@@ -240,18 +267,15 @@ class MultiTaskModule(lightning.LightningModule):
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return max(1, self.optimization.schedule_epochs * per_epoch)
 
-    def _stop_unless_finite(self, value: Tensor, batch: Any, sums: Tensor) -> None:
-        """All processes of a distributed run raise where one has to: the others would wait for it."""
-        bad = not bool(torch.isfinite(value).all())
-        if any_process([bad], value.device)[0]:
-            told = gathered(self._describe_non_finite(batch, sums) if bad else None)
-            raise NonFiniteLoss(next(line for line in told if line is not None))
+    def _stop(self, value: Tensor, rows: Tensor, sums: Tensor) -> NoReturn:
+        """Called by all processes where one has to stop: the others would wait for it."""
+        told = gathered(None if _is_finite(value) else self._describe_non_finite(rows, sums))
+        raise NonFiniteLoss(next(line for line in told if line is not None))
 
-    def _describe_non_finite(self, batch: Any, sums: Tensor) -> str:
-        bad = [name for name, value in zip(self.names, sums, strict=True) if not torch.isfinite(value)]
-        rows = batch.row.tolist()
+    def _describe_non_finite(self, rows: Tensor, sums: Tensor) -> str:
+        bad = [name for name, value in zip(self.names, sums, strict=True) if not _is_finite(value)]
         data = getattr(self.trainer, "datamodule", None)
-        ids = [data.store.ids[row] for row in rows] if data is not None else [str(row) for row in rows]
+        ids = [str(row) if data is None else data.store.ids[row] for row in rows.tolist()]
         return (
             f"the loss of {', '.join(bad) or 'all properties'} is not finite at step {self.global_step}; "
             f"the batch holds the crystals {', '.join(ids)}: look for extreme labels among them, "
@@ -268,6 +292,10 @@ def _labelled(features: Tensor, batch: Any, column: Tensor) -> tuple[Tensor, Any
         kept = torch.arange(len(kept), device=kept.device) == 0
     part, atoms = batch.part(kept)
     return features.index_select(0, atoms), part, column[kept]
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def epoch_mean(metric: Any) -> Any:
