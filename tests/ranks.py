@@ -41,8 +41,8 @@ class Moment:
     """When a process sends itself a signal: at the n-th call of something, counted from 1.
 
     Attributes:
-        what: "start" (before the command is parsed), "train", "validate", "save", or after the last step "calibrate"
-            or "evaluate".
+        what: "start" (before the command is parsed), "train", "backward" (of a batch whose vote is on its way),
+            "validate", "save", or after the last step "calibrate" or "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -180,6 +180,7 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
 
     MultiTaskModule.finish_step = noisy  # type: ignore[method-assign]
     plots.save = lambda *_: None  # slow, and nothing here depends on it
+    before(MultiTaskModule, "backward", "backward")
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
     before(pretrain, "parser", "start")
