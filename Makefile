@@ -34,7 +34,7 @@ test: $(INSTALLED)  ## the whole test suite
 
 # On the Slurm that answers, or one of two simulated nodes, which is started and stopped again and needs root.
 test-slurm: $(INSTALLED)  ## requeueing on a real Slurm; skipped with the reason where there is none
-	OMP_NUM_THREADS=1 KILLS=20 $(BIN)/python -m pytest -q -rs tests/slurm tests/test_preemption.py::test_killed_at_any_moment
+	OMP_NUM_THREADS=1 KILLS=20 $(BIN)/python -m pytest -q -rs tests/slurm tests/test_preemption.py -k "slurm or killed"
 
 lint: $(INSTALLED)  ## what pre-commit runs: ruff and mypy
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from datamodules.graph_cache import cached_graphs
 from datamodules.known import KnownFeatures
 from datamodules.loading import make_loader
 from datamodules.mapped_labels import mapped_labels
+from datamodules.memory import give_back_memory
 from datamodules.properties import DERIVED, WEIGHT, Property
 from datamodules.replay import Rehearsal, RehearsingLoader
 from datamodules.sampling import BatchedRows, temperature_weights
@@ -103,6 +104,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         self._labels = mapped_labels(self.store, self.names, self._read_labels)
         self._split = self._make_split()
         self._graphs = None
+        give_back_memory()  # what reading columns and splitting took, several times what is kept
 
     def has(self, name: str) -> bool:
         """Whether the store has this property, or one that it follows from."""
@@ -195,6 +197,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         if self.temperature is not None:
             weights = temperature_weights(self.labelled[self.split.train], self.temperature)
         loader = self._loader(self.split.train, shuffle=True, weights=weights)
+        give_back_memory()  # what weights and costs of all rows took
         return loader if self.rehearsal is None else self.rehearsal.among(loader)
 
     def val_dataloader(self) -> DataLoader[CrystalBatch]:

@@ -160,7 +160,7 @@ class Seen:
 
 def _formula_hashes(store: CrystalStore, rows: Rows) -> npt.NDArray[np.int64]:
     codes, formulas = store.formula_codes()
-    digests = [hashlib.blake2b(formula.encode(), digest_size=8).digest() for formula in formulas]
+    digests = [hashlib.blake2b(formula.encode(), digest_size=8).digest() for formula in formulas.to_pylist()]
     hashes: npt.NDArray[np.int64] = np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)[codes[rows]]
     return hashes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch.utils.data import Sampler
 
 from datamodules.dealing import Work
+from datamodules.memory import give_back_memory
 
 Rows = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 20  # rows drawn at once
+_MANY = 100_000  # rows whose order takes memory that is worth giving back
 
 
 class BatchedRows(Sampler[Rows]):
@@ -29,8 +31,8 @@ class BatchedRows(Sampler[Rows]):
     batches are cut once, for the costliest row of the class at each place. Where no batch can cost too much there
     is one class.
 
-    Beside the rows, 2 bytes of each are kept for its class and 4 for its weight, where there are such, and 4 for
-    its place while an epoch lasts.
+    Beside the rows, 2 bytes of each are kept for its class and 1 or 2 for its weight, where there are such, and 4
+    for its place while an epoch lasts: 8 to 16 in all.
 
     Args:
         rows: [M] rows to visit.
@@ -61,7 +63,7 @@ class BatchedRows(Sampler[Rows]):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.weights = None if weights is None else weights.astype(np.float32)
+        self._weights = None if weights is None else _Coded.of(weights.astype(np.float32))
         self.distributed = distributed
         self.max_cost = max_cost
         self.epoch = 0
@@ -79,7 +81,7 @@ class BatchedRows(Sampler[Rows]):
         self._classes = np.ceil(np.log2(np.maximum(share, 1, out=share), out=share), out=share).astype(np.uint8)
         kinds = np.arange(self._classes.max() + 1)
         self._costs = np.array([costs[self._classes == kind].max(initial=0) for kind in kinds])  # of the dearest
-        self._class_of_place = _draw(np.random.default_rng([seed, 0]), self._classes, self.weights, len(rows))
+        self._class_of_place = _draw(np.random.default_rng([seed, 0]), self._classes, self._chances(), len(rows))
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, also after a resume."""
@@ -94,9 +96,11 @@ class BatchedRows(Sampler[Rows]):
 
     def __iter__(self) -> Iterator[Rows]:
         rank, world = self._world()
-        order = self._order()
+        order, cuts = self._order(), self._cuts(world)
+        if len(order) >= _MANY:
+            give_back_memory()  # what drawing and cutting took, several times what is kept
         epoch, passed = self._begin
-        for start, stop in self._cuts(world)[passed if epoch == self.epoch else 0 :]:
+        for start, stop in cuts[passed if epoch == self.epoch else 0 :]:
             yield self._share(order[start:stop].astype(np.int64), rank, world)
 
     def _share(self, batch: Rows, rank: int, world: int) -> Rows:
@@ -131,26 +135,52 @@ class BatchedRows(Sampler[Rows]):
             return dist.get_rank(), dist.get_world_size()
         return 0, 1
 
+    @property
+    def nbytes(self) -> int:
+        """What is held of all rows, while an epoch lasts."""
+        held = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
+        held += [] if self._weights is None else [self._weights.codes]
+        return sum(array.nbytes for array in [*held, self._order()])
+
     def _order(self) -> npt.NDArray[np.integer]:
         rows = self.rows.astype(np.int32) if self.rows.max(initial=0) < 2**31 else self.rows
         if not self.shuffle:
             return rows
         generator = np.random.default_rng([self.seed, self.epoch])
         if self._one_class:
-            return _draw(generator, rows, self.weights, len(rows))
+            return _draw(generator, rows, self._chances(), len(rows))
         order = np.empty_like(rows)
         for kind in range(len(self._costs)):
             places, members = self._class_of_place == kind, self._classes == kind
-            weights = None if self.weights is None else self.weights[members]
-            order[places] = _draw(generator, rows[members], weights, int(places.sum()))
+            order[places] = _draw(generator, rows[members], self._chances(members), int(places.sum()))
         return order
+
+    def _chances(self, chosen: npt.NDArray[np.bool_] | slice = slice(None)) -> npt.NDArray[np.float32] | None:
+        return None if self._weights is None else self._weights.values[self._weights.codes[chosen]]
 
     def _can_exceed(self, costs: npt.NDArray[np.int64]) -> bool:
         """Whether any batch can cost too much."""
         dearest = np.partition(costs, -min(self.batch_size, len(costs)))[-self.batch_size :] if len(costs) else costs
-        if self.weights is not None:  # the dearest may be drawn again and again
+        if self._weights is not None:  # the dearest may be drawn again and again
             dearest = np.repeat(dearest.max(initial=0), self.batch_size)
         return bool(dearest.sum() > self.max_cost)
+
+
+class _Coded(NamedTuple):
+    """Numbers of which few are different, as a row's weight depends on nothing but which labels it has.
+
+    Attributes:
+        values: The different ones.
+        codes: [M] place of each number among them, in as few bytes as there are places.
+    """
+
+    values: npt.NDArray[np.float32]
+    codes: npt.NDArray[np.unsignedinteger]
+
+    @classmethod
+    def of(cls, numbers: npt.NDArray[np.float32]) -> _Coded:
+        values, codes = np.unique(numbers, return_inverse=True)
+        return cls(values, codes.astype(np.min_scalar_type(max(len(values) - 1, 0))))
 
 
 def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: float = np.inf) -> list[int]:
@@ -180,6 +210,8 @@ def _draw(
         shuffled = values.copy()
         generator.shuffle(shuffled)
         return shuffled
+    if not count:  # of a class of costs that no row is in
+        return values[:0]
     chance = np.cumsum(weights, dtype=np.float64)
     chance /= chance[-1]
     drawn = np.empty(count, dtype=values.dtype)

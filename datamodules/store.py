@@ -97,13 +97,13 @@ class CrystalStore:
             yield start, CrystalStore(self.path, self.manifest, self.table.slice(start, len(chunk)), self.files_hash)
             start += len(chunk)
 
-    def formula_codes(self) -> tuple[npt.NDArray[np.int32], list[str]]:
+    def formula_codes(self) -> tuple[npt.NDArray[np.int32], pa.Array]:
         """[M] number of each crystal's reduced formula among those of the store, and these, sorted."""
         encoded = self.table["formula"].dictionary_encode().combine_chunks()
         order = pc.array_sort_indices(encoded.dictionary).to_numpy()
         rank = np.empty(len(order), dtype=np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)
-        return rank[encoded.indices.to_numpy()], encoded.dictionary.take(pa.array(order)).to_pylist()
+        return rank[encoded.indices.to_numpy()], encoded.dictionary.take(pa.array(order))
 
     def has_formula(self, formulas: Collection[str]) -> npt.NDArray[np.bool_]:
         """[M] whether each crystal's reduced formula is one of these."""

@@ -83,11 +83,22 @@ def _answer(words: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RuntimeError as error:
-        if debug or type(error).__name__ != "NonFiniteLoss":
+        told = None if debug else _why_stopped(error)
+        if told is None:
             raise
-        if is_first_process():  # all of them stop for it
-            print(f"foundation: stopped: {error}", file=sys.stderr)
+        if told:
+            print(f"foundation: stopped: {told}", file=sys.stderr)
         return 1
+
+
+def _why_stopped(error: RuntimeError) -> str | None:
+    """What a user is told of an error that ends a training; None of one that is ours to mend."""
+    if type(error).__name__ == "NonFiniteLoss":
+        return str(error) if is_first_process() else ""  # all of them stop for it
+    if type(error).__name__ == "DistBackendError" or "/gloo/" in str(error):  # NCCL's; gloo's have no class
+        reason = str(error).strip().splitlines()[0]
+        return f"lost another process of this run, see what it printed; go on with --resume auto ({reason})"
+    return None
 
 
 def _help() -> str:

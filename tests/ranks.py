@@ -42,7 +42,8 @@ class Moment:
 
     Attributes:
         what: "start" (before the command is parsed), "train", "backward" (of a batch whose vote is on its way),
-            "validate", "save", or after the last step "calibrate" or "evaluate".
+            "validate", "save", "sync" (a checkpoint is written but not in its place), "replace" (a file is to be put
+            in place), or after the last step "calibrate" or "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -183,6 +184,8 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
     before(MultiTaskModule, "backward", "backward")
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
+    before(os, "fsync", "sync")
+    before(os, "replace", "replace")
     before(pretrain, "parser", "start")
     before(run, "calibrate", "calibrate")
     before(run, "evaluate", "evaluate")

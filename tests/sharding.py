@@ -22,7 +22,7 @@ from datamodules.datamodule import CrystalDataModule
 from foundation.checkpoint import make_card
 from foundation.training.module import MultiTaskModule
 from foundation.training.optimization import Optimization
-from foundation.training.sharded import local
+from foundation.training.shards import local
 from foundation.training.trainer import make_trainer, silence_lightning
 
 # Five steps: an epoch of five batches, or more than one of them in pairs.
@@ -46,7 +46,7 @@ def train(store: Path, folder: Path, resume: Path | None = None, **trainer_args:
         silence_lightning()
         data = CrystalDataModule(str(store), batch_size=4)
         module, spec = make_module(data)
-        module.optimization = Optimization(schedule_epochs=3)
+        module.optimization = Optimization(optimizer="muon", schedule_epochs=3)
         module.card = make_card(spec, module, data)
         arguments = {"accelerator": "cpu", "devices": 2, "gradient_clip_val": 0.5, "enable_progress_bar": False}
         arguments |= trainer_args

@@ -33,6 +33,7 @@ from foundation.benchmarks.growth import batch_ladder, exponent, measure_growth
 from foundation.benchmarks.kernels import dominant_kernels, measure_kernels
 from foundation.benchmarks.ours import Ours
 from foundation.benchmarks.ours_folds import train_folds
+from foundation.benchmarks.ours_seeds import train_seeds
 from foundation.benchmarks.peers.contest import Contestant, Crystals
 from foundation.benchmarks.peers.timing import answer_rounds
 from foundation.benchmarks.peers.training import MovingAverage, rate_factor, train_for
@@ -68,7 +69,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def ours(crystals: Crystals, **changes: Any) -> Ours:
     torch.manual_seed(0)
-    return Ours(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None, **changes})
+    return Ours(crystals, {"encoder": TINY_ENCODER, "optimizer": "muon", "device": "cpu", "cutoff": None, **changes})
 
 
 def training_job(**changes: Any) -> dict[str, Any]:
@@ -125,20 +126,30 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_error(crystals: Cryst
         def forward(self, inputs: Any) -> torch.Tensor:
             return super().forward(inputs) * math.nan
 
-    broken = Broken(crystals, {"encoder": TINY_ENCODER, "device": "cpu", "cutoff": None})
+    broken = Broken(crystals, {"encoder": TINY_ENCODER, "optimizer": "muon", "device": "cpu", "cutoff": None})
     result = train_for(broken, crystals, training_job())
     assert result["steps"] == 1
     assert result["mae"] is None
 
 
 def test_folds_share_one_budget_and_never_see_who_judges(crystals: Crystals, task: Task) -> None:
-    settings = {"encoder": TINY_ENCODER, "cutoff": None, "cuts": 2}
+    settings = {"encoder": TINY_ENCODER, "optimizer": "muon", "cutoff": None, "cuts": 2}
     result = train_folds(crystals, training_job(budget=6.0, **settings))
     assert 4.0 < result["seconds"] <= 6.6
     assert result["mae"] < 0.5 * task.baselines()["median predictor"]
     assert sum(result["weights"].values()) == pytest.approx(1.0)
     hidden = np.where(crystals.part == JUDGE, 1e9, crystals.target)
     blind = train_folds(replace(crystals, target=hidden), training_job(budget=6.0, **settings))
+    assert blind["mae"] == pytest.approx(1e9, rel=1e-3)
+
+
+def test_seeds_share_one_budget_and_never_see_who_judges(crystals: Crystals, task: Task) -> None:
+    settings = {"encoder": TINY_ENCODER, "optimizer": "adamw", "cutoff": None, "members": 3}
+    result = train_seeds(crystals, training_job(budget=4.0, **settings))
+    assert 3.0 < result["seconds"] <= 4.4
+    assert result["mae"] < 0.5 * task.baselines()["median predictor"]
+    hidden = np.where(crystals.part == JUDGE, 1e9, crystals.target)
+    blind = train_seeds(replace(crystals, target=hidden), training_job(budget=4.0, **settings))
     assert blind["mae"] == pytest.approx(1e9, rel=1e-3)
 
 
@@ -215,19 +226,27 @@ def test_a_best_rate_at_the_edge_of_those_tried_is_told(plan: Plan, task: Task) 
 def test_every_model_is_told_the_same(plan: Plan) -> None:
     data = {"data": "x.npz", "data_hash": "h", "fitted": 800}
     jobs = {model: job_of(plan, Cell("gv", model, "final", 600.0, 1e-3, 0), data) for model in ("ours", *PEERS)}
-    own = ("compile", "code", "encoder", "cutoff")
+    own = ("compile", "code", "encoder", "optimizer", "cutoff")
     shared = [{key: value for key, value in job.items() if key not in own} for job in jobs.values()]
     assert shared[0] == shared[1] == shared[2]
-    assert shared[0]["batch_size"] == 16
+    assert (shared[0]["batch_size"], jobs["ours"]["optimizer"]) == (16, "adamw")
     short = job_of(plan, Cell("gv", "ours", "final", 200.0, 1e-3, 0), data)
     assert not short["compile"], "compiling would take most of the budget"
     assert {model: job["compile"] for model, job in jobs.items()} == {"ours": True, "nequip": True, "alignn": False}
-    assert job_of(plan, Cell("gv", "ours", "final", 120.0, 1e-3, 0), {**data, "fitted": 5000})["batch_size"] == 32
+    large = job_of(plan, Cell("fe", "ours", "final", 120.0, 1e-3, 0), {**data, "fitted": 5000})
+    assert (large["batch_size"], large["optimizer"]) == (32, "muon")
 
 
 def test_one_run_in_a_process_of_its_own(plan: Plan, task: Task, tmp_path: Path) -> None:
     data = tmp_path / "volume.npz"
-    job = {"do": "train", "data": str(data), "data_hash": task.write(data), "encoder": TINY_ENCODER, "cutoff": None}
+    job = {
+        "do": "train",
+        "data": str(data),
+        "data_hash": task.write(data),
+        "encoder": TINY_ENCODER,
+        "optimizer": "muon",
+        "cutoff": None,
+    }
     log = tmp_path / "log"
     result = run_job("ours", {}, {**training_job(budget=1.0), **job, "threads": 1}, log)
     assert result is not None, log.read_text()

@@ -20,17 +20,20 @@ from conftest import Command
 from ranks import Moment, Ranks, seen, warm_server
 from test_training import differing
 from testing import QUIET, TINY
+from wandb_records import server
 
 from datamodules.errors import InputError
 from datamodules.sampling import BatchedRows
 from foundation.slurm.job import Job
 from foundation.stopping import asked_to_stop, held_signals, note
+from foundation.tracking.sync import find_records, upload
 from foundation.training.checkpoint_files import LAST, PREVIOUS, AtomicCheckpointIO, is_whole
 from foundation.training.history import kept_history
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PARTS += ("current_model_state", "averaging_state", "exact_state")
 EPOCHS, STEPS = 2, 12  # six batches an epoch
+MEASURED = ("train/", "val/", "lr/", "gradient_norm", "frozen_share")  # all but clocks and memory
 KILLS = int(os.environ.get("KILLS", "5"))
 
 
@@ -216,6 +219,48 @@ def test_who_is_cancelled_does_not_come_back(scontrol: Path, monkeypatch: pytest
     assert Job("7", 0).requeue() == "there is no scontrol on this node"
 
 
+KILLED = {
+    "during its start": (1, Moment("start", 1, signal.SIGKILL), None),
+    "during validation": (1, Moment("validate", 2, signal.SIGKILL), None),
+    "while the best checkpoint is being written": (1, Moment("save", 3, signal.SIGKILL), ".best.ckpt.writing"),
+    "while the last checkpoint is being written": (1, Moment("save", 4, signal.SIGKILL), f".{LAST}.writing"),
+    "before a checkpoint is in its place": (1, Moment("sync", 7, signal.SIGKILL), f".{LAST}.writing"),
+    "one of two processes": (2, Moment("train", 9, signal.SIGKILL, rank=1), None),
+    "the one of two processes that saves": (2, Moment("sync", 7, signal.SIGKILL), f".{LAST}.writing"),
+}
+
+
+@pytest.mark.parametrize(("world", "moment", "left"), KILLED.values(), ids=KILLED)
+def test_killed(
+    whole: dict[int, Path], tiny_store: Path, tmp_path: Path, world: int, moment: Moment, left: str | None
+) -> None:
+    """The other process does not hang, and nothing is lost but what came after the last save."""
+    command = [*words(tiny_store, world), "--out", tmp_path / "run", "--resume", "auto"]
+    run = Ranks(command, tmp_path, world, moments=[moment])
+    codes = run.wait()
+    assert codes[moment.rank] == -signal.SIGKILL
+    for other in {*range(world)} - {moment.rank}:
+        assert codes[other] == 1
+        assert run.printed(other).splitlines()[-1].startswith("foundation: stopped: lost another process of this run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert left is None or (checkpoints / left).exists()
+    run = Ranks(command, tmp_path, world)
+    assert run.wait() == [0] * world, run.printed()
+    assert_nothing_lost(tmp_path, whole[world], world)
+    assert [file.name for file in checkpoints.iterdir() if file.name.endswith(".writing")] == []
+
+
+def assert_nothing_lost(out: Path, whole: Path, world: int) -> None:
+    """As where nobody was killed, but that batches may have been seen again."""
+    one, two = content(whole), content(out)
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    for every, again in zip(seen(whole, world), seen(out, world), strict=True):
+        assert set(again) == set(every)
+        steps = [int(line.split()[0]) * 6 + int(line.split()[1]) for line in again]
+        assert all(after <= before + 1 for before, after in pairwise(steps))  # none is left out
+    assert not pd.read_csv(out / "run" / "metrics.csv").duplicated().any()
+
+
 def test_killed_at_any_moment(tiny_store: Path, tmp_path: Path) -> None:
     """Nothing is lost but what came after the last save: batches may be repeated, never left out."""
     longer = words(tiny_store, 1, "--trainer.max_epochs", max(EPOCHS, KILLS // 3))
@@ -224,27 +269,55 @@ def test_killed_at_any_moment(tiny_store: Path, tmp_path: Path) -> None:
     command = [*longer, "--save_every", "0.05s", "--out", cut / "run", "--resume", "auto"]
     draw, kills, torn = random.Random(0), 0, 0
     for _ in range(3 * KILLS):
-        run = Ranks(command, cut, env={"STEP_SECONDS": "0.05"})
-        if kills < KILLS:
+        # Every fourth dies of its first save, before what it has written is in its place.
+        own = [Moment("sync", 1, signal.SIGKILL)] if kills < KILLS and kills % 4 == 0 else []
+        run = Ranks(command, cut, env={"STEP_SECONDS": "0.05"}, moments=own)
+        if kills < KILLS and not own:
             before = len(seen(cut)[0])
             while run.running and len(seen(cut)[0]) == before:
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.2))
-            if run.running:
-                run.signal(signal.SIGKILL)
-                kills += 1
-                torn += any((cut / "run" / "checkpoints").glob(".*.writing"))
-        if run.wait() == [0]:
+            run.signal(signal.SIGKILL)
+        codes = run.wait()
+        if codes == [0]:
             break
-    print(f"{kills} kills, {torn} of them during a save")
+        kills += codes == [-signal.SIGKILL]
+        torn += any((cut / "run" / "checkpoints").glob(".*.writing"))
     assert kills == KILLS
-    one, two = content(reference), content(cut)
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    assert set(seen(cut)[0]) == set(seen(reference)[0])
-    steps = [int(line.split()[0]) * 6 + int(line.split()[1]) for line in seen(cut)[0]]
-    assert all(after <= before + 1 for before, after in pairwise(steps))  # none is left out
-    rows = pd.read_csv(cut / "run" / "metrics.csv")
-    assert not rows.duplicated().any()
+    assert torn >= (KILLS + 3) // 4
+    assert_nothing_lost(cut, reference, 1)
+
+
+def test_steps_that_are_repeated_after_a_kill_are_recorded_with_the_same_values(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights & Biases keeps both rows of a step, one upon the other in every plot, whose axis is the step."""
+    command = [*words(tiny_store), "--wandb", "offline", "--out", tmp_path / "run", "--resume", "auto"]
+    killed = Ranks(command, tmp_path, env={"STEP_SECONDS": "0.25"}, moments=[Moment("train", 12, signal.SIGKILL)])
+    assert killed.wait() == [-signal.SIGKILL], killed.printed()
+    again = Ranks(command, tmp_path)
+    assert again.wait() == [0], again.printed()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with server() as there:
+        monkeypatch.setenv("WANDB_BASE_URL", there.url)
+        records, _ = find_records([str(tmp_path)])
+        assert [upload(record) for record in records] == [None, None]
+    configs = [run["config"] for run in there.variables("UpsertBucket") if run.get("config")]
+    step, others = json.loads(configs[-1])["_wandb"]["value"]["m"]
+    assert (step["1"], others["2"], others["5"]) == ("trainer/global_step", "*", 1)  # "5": over the first of these
+    (rows,) = there.history.values()
+    assert [row["_step"] for row in rows] == list(range(len(rows))), "one start overwrote the other"
+    values: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(MEASURED):
+                values.setdefault((row["trainer/global_step"], name), []).append(value)
+    repeated = {step for (step, name), found in values.items() if len(found) > 1}
+    assert 6 in repeated, "nothing was recorded between the checkpoint and the kill"
+    assert [place for place, found in values.items() if len(set(found)) > 1] == []
+    table = pd.read_csv(tmp_path / "run" / "metrics.csv").groupby("step").first()
+    expected = table[[name for name in table if name.startswith(MEASURED)]].stack().dropna().to_dict()
+    assert {place: found[0] for place, found in values.items()} == pytest.approx(expected)
 
 
 def test_a_torn_checkpoint_is_passed_over(foundation: Command, tiny_store: Path, tmp_path: Path) -> None:

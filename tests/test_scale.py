@@ -78,7 +78,7 @@ def test_a_store_made_by_repetition_is_a_store(
     rows.make_store(tmp_path / "store", 3)
     found = rows.measure(tmp_path / "store", temperature)
     assert found["rows"] == 2100
-    assert found["index"] <= 12 + 8 * (temperature is not None)
+    assert found["index"] <= 12 + (temperature is not None)
     data = CrystalDataModule(str(tmp_path / "store"))
     data.choose(list(rows.NAMES), NeighborRecipe())
     for row in (0, 699, 700, 2099):
@@ -89,6 +89,14 @@ def test_a_store_made_by_repetition_is_a_store(
         expected = data.store.labels(rows.NAMES)[row]
         np.testing.assert_allclose(data.labels[row].numpy(), expected, rtol=1e-6)
     assert torch.isnan(data.labels).float().mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_memory_of_a_process_hardly_grows_with_the_rows(tmp_path: Path) -> None:
+    """By what the sampler holds of a row, and the split of the other parts: labels and graphs are mapped."""
+    few, many = rows.compare_sizes(tmp_path, [150_000, 800_000], temperature=2.0)
+    grown = [(many[when] - few[when]) * 2**20 / (many["rows"] - few["rows"]) for when in ("before", "after")]
+    assert abs(grown[0]) < 5
+    assert grown[1] < 30
 
 
 def test_two_processes_are_compared_with_one(foundation: Command, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ import wandb
 import yaml
 from conftest import Command
 from testing import QUIET, TINY
-from wandb_records import entries, record_of, summary
+from wandb_records import Server, entries, record_of, server, summary
 
 from foundation.checkpoint import load_checkpoint
+from foundation.tracking import logger, uploading
 from foundation.tracking.artifacts import model_artifact
 from foundation.tracking.facts import git_state
 from foundation.tracking.guard import Guard
 from foundation.tracking.identity import FILE, group_of, model_name, run_id, run_name
-from foundation.tracking.logger import wandb_logger
-from foundation.tracking.server import default_mode, has_key
+from foundation.tracking.logger import Tracker, wandb_logger
+from foundation.tracking.server import UNSENT, default_mode, has_key
+from foundation.tracking.sync import find_records
 from foundation.training.preemption import Leaving
 
 PRETRAINED = ("formation_energy_per_atom", "band_gap")
@@ -343,6 +346,107 @@ def test_a_server_that_does_not_answer_means_offline_at_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Weights & Biases: 127.0.0.1:1 does not answer (Connection refused); recording offline")
     assert f"`foundation wandb sync {tmp_path}`" in line
+    assert record_of(tmp_path).is_dir()
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server, W&B set up to talk to it every second, and no patience with it."""
+    with server() as there:
+        monkeypatch.setenv("WANDB_BASE_URL", there.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")
+        monkeypatch.setattr(uploading, "_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(uploading, "_PATIENCE_SECONDS", 1.5)
+        monkeypatch.setattr(logger, "_FINISH_SECONDS", 1)
+        wandb.teardown()  # it reads the environment once
+        yield there
+    wandb.teardown()
+
+
+def log_until(tracker: Tracker, happens: Callable[[], bool], step: int = 0) -> int:
+    """Log a row every tenth of a second; returns the next step."""
+    until = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < until
+        tracker.log_metrics({"loss": 1.0}, step)
+        step += 1
+        time.sleep(0.1)
+    return step
+
+
+def test_a_server_that_is_lost_is_told_once_and_soon(
+    online: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = wandb_logger("online", tmp_path, "g", {}, run_id="a")
+    assert tracker is not None
+    step = log_until(tracker, lambda: bool(online.history.get("a")))
+    assert capsys.readouterr().err == ""
+    online.stop()
+    told = ""
+
+    def is_told() -> bool:
+        nonlocal told
+        told += capsys.readouterr().err
+        return bool(told)
+
+    step = log_until(tracker, is_told, step)
+    start, end = "Weights & Biases has taken nothing for ", f"`foundation wandb sync {tmp_path}` uploads it later\n"
+    assert told.startswith(start), told
+    assert told.endswith(f" s (connection refused); training goes on and is recorded here; {end}"), told
+    # Even from a run that is killed from here on.
+    assert find_records([str(tmp_path)])[0] == [tracker.place / "run-a.wandb"]
+    tracker.log_metrics({"loss": 0.5}, step)
+    tracker.finish()
+    assert capsys.readouterr().err == ""
+    assert find_records([str(tmp_path)])[0] == [tracker.place / "run-a.wandb"]
+    assert [row["item"]["trainer/global_step"] for row in entries(tracker.place, "history")] == list(range(step + 1))
+
+
+def test_a_server_that_comes_back_gets_all(online: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = wandb_logger("online", tmp_path, "g", {}, run_id="a")
+    assert tracker is not None
+    online.refuses = 503
+    step = log_until(tracker, (tracker.place / UNSENT).exists)
+    assert "(HTTP 503); training goes on" in capsys.readouterr().err
+    online.refuses = None
+    step = log_until(tracker, lambda: bool(online.history.get("a")), step)
+    tracker.finish()
+    assert capsys.readouterr().err == "Weights & Biases: all is uploaded after all\n"
+    assert [row["trainer/global_step"] for row in online.history["a"]] == list(range(step))
+    assert not (tracker.place / UNSENT).exists()
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_a_server_that_refuses_is_told_once(
+    online: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], soon: bool
+) -> None:
+    """W&B gives up at once and for good, and finishes as if all were well."""
+    tracker = wandb_logger("online", tmp_path, "g", {}, run_id="a")
+    assert tracker is not None
+    online.refuses = 404
+    if soon:
+        log_until(tracker, (tracker.place / UNSENT).exists)
+        assert "training goes on" in capsys.readouterr().err
+        online.refuses = None
+    else:
+        tracker.run.log({"loss": 1.0})
+    tracker.finish()
+    (*_, last) = ["", *capsys.readouterr().err.splitlines()]
+    assert ("refuses what is recorded (404 Not Found); `foundation wandb sync" in last) != soon, last
+    assert (tracker.place / UNSENT).exists()
+
+
+def test_a_run_that_cannot_begin_online_is_recorded_offline(
+    online: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(online, "answer", lambda *_: {"model": 3, "upsertBucket": 3})
+    tracker = wandb_logger("online", tmp_path, "g", {}, run_id="a")
+    assert tracker is not None, capsys.readouterr().err
+    tracker.finish()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"; recording offline, `foundation wandb sync {tmp_path}` uploads it later" in line
     assert record_of(tmp_path).is_dir()
 
 

@@ -45,6 +45,8 @@ class Server(ThreadingHTTPServer):
         asked: Name and variables of every query, in order.
         artifacts: (name, digest) -> id: what was logged once is known, as the real server does it.
         files: Paths that were uploaded.
+        history: Run id -> rows that were uploaded, each in the place that it was sent for.
+        refuses: What uploads of rows are answered, where that is not 200.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,14 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.artifacts: dict[tuple[str, str], str] = {}
         self.files: list[str] = []
+        self.history: dict[str, list[dict[str, Any]]] = {}
+        self.refuses: int | None = None
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def stop(self) -> None:
+        """Answer nothing any more."""
+        self.shutdown()
+        self.server_close()
 
     def variables(self, name: str) -> list[dict[str, Any]]:
         """Variables of the queries of one name."""
@@ -64,10 +73,11 @@ class Server(ThreadingHTTPServer):
         upload = {"uploadUrl": f"{self.url}/upload/", "uploadHeaders": []}
         given = given.get("input", given)
         if name == "RunResumeStatus":
-            return {"model": {**project, "bucket": None}}
+            return {"model": {**project, "bucket": self._begun(given["name"])}}
         if name == "UpsertBucket":
+            rows = self.history.setdefault(given["name"], [])
             bucket = {"id": "R", "name": given["name"], "displayName": "r", "config": "{}", "project": project}
-            return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0}, "inserted": True}}
+            return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": len(rows)}, "inserted": True}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if name == "CreateArtifact":
@@ -95,6 +105,22 @@ class Server(ThreadingHTTPServer):
         key_of = {"CommitArtifact": "commitArtifact", "UseArtifact": "useArtifact"}
         return {key_of[name]: {"artifact": {"id": given["artifactID"], "digest": "d"}}} if name in key_of else {}
 
+    def _begun(self, name: str) -> dict[str, Any] | None:
+        """What is there of a run that is gone on with."""
+        rows = self.history.get(name)
+        if rows is None:
+            return None
+        counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+        told = {"historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]"}
+        told |= {"config": "{}", "summaryMetrics": "{}", "wandbConfig": '{"t": 1}'}
+        return {"id": "R", "name": name, "displayName": "r", "tags": [], **counts, **told}
+
+    def stream(self, name: str, files: dict[str, Any]) -> None:
+        """Take rows of a run."""
+        rows = files.get("wandb-history.jsonl", {"offset": 0, "content": []})
+        first, content = rows["offset"], [json.loads(row) for row in rows["content"]]
+        self.history.setdefault(name, [])[first : first + len(content)] = content
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
@@ -102,9 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def _reply(self, content: Any) -> None:
+    def _reply(self, content: Any, code: int = 200) -> None:
         body = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -124,6 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
+        if self.path.endswith("/file_stream"):
+            if self.server.refuses:
+                return self._reply({}, self.server.refuses)
+            self.server.stream(self.path.split("/")[-2], json.loads(body).get("files") or {})
         if self.path != "/graphql":
             return self._reply({"limits": {}})
         query = json.loads(body)
@@ -139,6 +169,5 @@ def server() -> Iterator[Server]:
     try:
         yield made
     finally:
-        made.shutdown()
-        made.server_close()
+        made.stop()
         thread.join()

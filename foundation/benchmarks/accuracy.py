@@ -1,11 +1,14 @@
 """Error at equal processor time: every model trains from scratch on the same crystals, for the same seconds.
 
-One recipe for all: AdamW, the learning rate rising linearly over the first 5 % of the budget and falling to zero by
-a cosine, L1 loss on standardised targets, gradients clipped at norm 1, a moving average of the weights judged at the
-end. The learning rate of each model and task is the best of those tried, at the shortest budget, on training crystals
-that were held out; the judged crystals play no part in it. ``ours_folds`` spends its seconds as ``foundation adapt
---folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest on descriptors; of a longer
-budget other folds get a part.
+One recipe for all: the learning rate rising linearly over the first 5 % of the budget and falling to zero by a cosine,
+L1 loss on standardised targets, gradients clipped at norm 1, a moving average of the weights judged at the end. The
+peers take AdamW, as their own programs do: NequIP's weights are many matrices in one vector, which Muon cannot turn.
+Ours takes what our commands take: on thousands of crystals the optimizer of pretraining, Muon for the matrices of its
+encoder, on hundreds AdamW, as adapting does. The learning rate of each model and task is the best of those tried, at
+the shortest budget, on training crystals that were held out; the judged crystals play no part in it. ``ours_seeds``
+spends its seconds as ``foundation adapt --seeds N`` does, on models of half the shortest budget each, and
+``ours_folds`` as ``--folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest on
+descriptors; of a longer budget other folds get a part.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.benchmarks.contestants import OURS, OURS_FOLDS, PEERS, code_hash, run_job
+from foundation.benchmarks.contestants import OURS, OURS_FOLDS, OURS_SEEDS, PEERS, code_hash, run_job
+from foundation.benchmarks.crystals import optimization
 from foundation.benchmarks.tasks import CHOOSE, FIT, JUDGE, Task
 from foundation.files import write_json
 from foundation.training.compilation import COLD_SECONDS, SAVED_SHARE
+from foundation.training.optimization import Optimization
 
 RECIPE = {"weight_decay": 1e-2, "warmup": 0.05, "clip": 1.0, "ema_decay": 0.99}
-# Small sets take small batches, so that a short budget holds enough steps.
+# Small sets take small batches, so that a short budget holds enough steps, and the optimizer that adapting takes.
 SMALL_SET, SMALL_BATCH, BATCH = 1000, 16, 32
 # Three for each, around where its error is least: NequIP's weights take larger steps.
 LEARNING_RATES = {
     OURS: [1e-3, 3e-3, 1e-2],
+    OURS_SEEDS: [1e-3, 3e-3, 1e-2],
     OURS_FOLDS: [1e-3, 3e-3, 1e-2],
     "nequip": [3e-3, 1e-2, 3e-2],
     "alignn": [1e-3, 3e-3, 1e-2],
@@ -148,7 +154,7 @@ def rates_at_the_edge(plan: Plan, tasks: list[Task], tried: list[dict[str, Any]]
 
 def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
     """What the cell's process is told: all that its result depends on."""
-    choosing = cell.phase == "choose"
+    choosing, small = cell.phase == "choose", data["fitted"] <= SMALL_SET
     job = {
         "do": "train",
         "code": code_hash(cell.model),
@@ -158,15 +164,21 @@ def job_of(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:
         "budget": cell.budget,
         "learning_rate": cell.learning_rate,
         "seed": cell.seed,
-        "batch_size": SMALL_BATCH if data["fitted"] <= SMALL_SET else BATCH,
+        "batch_size": SMALL_BATCH if small else BATCH,
         "compile": cell.budget >= plan.compile_from.get(cell.model, math.inf),
         "threads": plan.threads,
         "device": plan.device,
         **RECIPE,
     }
-    if cell.model == OURS_FOLDS:  # a model of these has the same time at every budget
-        job |= {"cuts": max(1, round(cell.budget / plan.budgets[0]))}
-    return {**job, "encoder": plan.encoder, "cutoff": None} if cell.model not in PEERS else job
+    # A model of several has the same time at every budget.
+    times = max(1, round(cell.budget / plan.budgets[0]))
+    if cell.model == OURS_FOLDS:
+        job |= {"cuts": times}
+    if cell.model == OURS_SEEDS:
+        job |= {"members": 2 * times}
+    optimizer = (Optimization() if small else optimization()).optimizer
+    own = {"encoder": plan.encoder, "optimizer": optimizer, "cutoff": None}
+    return {**job, **own} if cell.model not in PEERS else job
 
 
 def _run_cell(plan: Plan, cell: Cell, data: Mapping[str, Any]) -> dict[str, Any]:

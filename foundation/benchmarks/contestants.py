@@ -15,11 +15,16 @@ from typing import IO, Any
 from datamodules.errors import InputError
 
 PEERS = ("nequip", "alignn")
-OURS, OURS_FOLDS = "ours", "ours_folds"
-_MODULES = {OURS: "foundation.benchmarks.ours", OURS_FOLDS: "foundation.benchmarks.ours_folds"}
-_OURS = ("foundation/encoder", "heads", "datamodules", "foundation/benchmarks/ours.py")
+OURS, OURS_SEEDS, OURS_FOLDS = "ours", "ours_seeds", "ours_folds"
+_MODULES = {model: f"foundation.benchmarks.{model}" for model in (OURS, OURS_SEEDS, OURS_FOLDS)}
+_TRAINING = ("foundation/training/muon.py", "foundation/training/optimization.py")
+_OURS = ("foundation/encoder", "heads", "datamodules", *_TRAINING, "foundation/benchmarks/ours.py")
 _BLEND = ("foundation/auto/folds.py", "foundation/blending.py", "foundation/classical")
-_SOURCES = {OURS: _OURS, OURS_FOLDS: (*_OURS, *_BLEND, "foundation/benchmarks/ours_folds.py")}
+_SOURCES = {
+    OURS: _OURS,
+    OURS_SEEDS: (*_OURS, "foundation/benchmarks/ours_seeds.py"),
+    OURS_FOLDS: (*_OURS, *_BLEND, "foundation/benchmarks/ours_folds.py"),
+}
 _HERE = Path(__file__).parent
 
 

@@ -13,6 +13,7 @@ from datamodules.properties import KNOWN
 from datamodules.readers import read_source
 from foundation.paths import config_path
 from foundation.quickstart.prototypes import starts
+from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec, ModelSpec
 
 BATCH_SIZE = 32
@@ -22,8 +23,13 @@ EVERY = 8
 
 def encoder_config() -> dict[str, Any]:
     """Arguments of the encoder that pretraining uses: the one that every table of errors is made with."""
-    config: dict[str, Any] = yaml.safe_load(config_path("configs/pretrain.yaml").read_text())["encoder"]
+    config: dict[str, Any] = _pretraining()["encoder"]
     return config
+
+
+def optimization() -> Optimization:
+    """How pretraining changes weights."""
+    return Optimization(**_pretraining()["optimization"])
 
 
 def benchmark_spec() -> ModelSpec:
@@ -43,3 +49,8 @@ def benchmark_crystals(data: Path | None, count: int = NUM_CRYSTALS) -> list[Cry
         return [as_crystal(start.atoms()) for start in starts()][:count]
     records = islice(read_source(data), 0, count * EVERY, EVERY)
     return [record.crystal for record in records if record.crystal is not None]
+
+
+def _pretraining() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(config_path("configs/pretrain.yaml").read_text())
+    return config

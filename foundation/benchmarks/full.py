@@ -12,7 +12,7 @@ import torch
 
 from datamodules.batching import GraphArrays, build_graphs
 from datamodules.crystals import Crystal
-from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec
+from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec, optimization
 from foundation.benchmarks.full_report import report
 from foundation.benchmarks.growth import measure_growth
 from foundation.benchmarks.kernels import measure_kernels
@@ -24,7 +24,6 @@ from foundation.benchmarks.tasks import FIT, Task
 from foundation.benchmarks.work import dominant_operators, matrix_product_rate, matrix_products, step_of
 from foundation.checkpoint import build_module
 from foundation.training.module import MultiTaskModule
-from foundation.training.optimization import Optimization
 
 _KINDS = ("eager", "compiled")
 
@@ -63,7 +62,7 @@ def run_full(
     results["peers"] = compare_rates(folder, _task(crystals), spec.encoder, peers, device, threads, rounds, batch_size)
     results["ratios"] = ratios(results["peers"])
     torch.manual_seed(0)
-    module = build_module(spec, Optimization()).to(device)
+    module = build_module(spec, optimization()).to(device)
     graphs = build_graphs(crystals, module.encoder.recipe)
     batch = graphs.gather(batch_rows(len(graphs), batch_size)[0]).to(device)
     for name in _KINDS:
@@ -79,7 +78,7 @@ def run_full(
         results[name]["share_of_matrix_product_rate"] = flops / results[name]["step_seconds"] / rate
     # After the steps, whose peak memory its batches would hide, and on a module that is not compiled.
     print("measuring growth", flush=True)
-    module = build_module(spec, Optimization()).to(device)
+    module = build_module(spec, optimization()).to(device)
     results["growth"] = measure_growth(module, graphs, crystals, device, max_edges)
     if device == "cuda":
         print("counting in the kernels of a step", flush=True)

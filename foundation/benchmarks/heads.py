@@ -16,11 +16,10 @@ from torch import Tensor
 from datamodules.batching import CrystalBatch, build_graphs
 from datamodules.crystals import Crystal
 from datamodules.errors import InputError
-from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, encoder_config
+from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, encoder_config, optimization
 from foundation.checkpoint import build_module
 from foundation.process import keep_freed_memory
 from foundation.training.module import MultiTaskModule
-from foundation.training.optimization import Optimization
 from foundation.training.spec import HeadSpec, ModelSpec
 
 BATCHES = 8
@@ -43,7 +42,7 @@ class Way:
     batches: list[CrystalBatch]
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), foreach=True)
+        self.optimizer = self.module.make_optimizer()
 
     def step(self, index: int) -> float:
         """Processor seconds of one step: forward, backward, clipping, and the change of the weights."""
@@ -123,7 +122,7 @@ def _ways(crystals: list[Crystal], heads: Mapping[str, HeadSpec], scalars: Mappi
 
 def _module(heads: Mapping[str, HeadSpec]) -> MultiTaskModule:
     torch.manual_seed(0)
-    return build_module(ModelSpec(encoder_config(), dict(heads)), Optimization()).train()
+    return build_module(ModelSpec(encoder_config(), dict(heads)), optimization()).train()
 
 
 def _with_labels(batch: CrystalBatch, labels: Tensor) -> CrystalBatch:

@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 
 from datamodules.batching import build_graphs
-from foundation.benchmarks.crystals import benchmark_crystals, benchmark_spec
+from foundation.benchmarks.crystals import benchmark_crystals, benchmark_spec, optimization
 from foundation.benchmarks.rates import batch_rows
 from foundation.benchmarks.work import step_of
 from foundation.checkpoint import build_module
-from foundation.training.optimization import Optimization
 
 _TIME = "gpu__time_duration.sum"
 _MEMORY = "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed"
@@ -82,7 +81,7 @@ def dominant_kernels(printed: str, count: int) -> list[dict[str, Any]]:
 def main(job: dict[str, Any]) -> None:
     """A few training steps, of which the profiler sees the last."""
     torch.manual_seed(0)
-    module = build_module(benchmark_spec(), Optimization()).to("cuda").train()
+    module = build_module(benchmark_spec(), optimization()).to("cuda").train()
     graphs = build_graphs(benchmark_crystals(Path(job["data"]) if job["data"] else None), module.encoder.recipe)
     step = step_of(module, graphs.gather(batch_rows(len(graphs), job["batch_size"])[0]).to("cuda"))
     if job["compile"]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from datamodules.batching import CrystalBatch, GraphArrays, build_graphs
 from datamodules.crystals import Crystal
@@ -24,14 +26,14 @@ from foundation.training.spec import HeadSpec, ModelSpec
 class Ours(Contestant):
     """The encoder of a configuration with a scalar head, inside the module that every command trains.
 
-    The job says ``encoder``, its arguments, and in ``cutoff`` whether its own neighbour recipe is used (null) or
-    all neighbours within so many Angstrom.
+    The job says ``encoder``, its arguments, ``optimizer``, and in ``cutoff`` whether its own neighbour recipe is used
+    (null) or all neighbours within so many Angstrom.
     """
 
     def __init__(self, crystals: Crystals, job: dict[str, Any]) -> None:
         target = Property("target")
         spec = ModelSpec(job["encoder"], {target.name: HeadSpec("heads.ScalarHead", {}, target)})
-        self.module = build_module(spec, Optimization())
+        self.module = build_module(spec, Optimization(optimizer=job["optimizer"]))
         self.model = self.module
         self.head = self.module.heads[target.name]
         self.crystals = crystals
@@ -64,6 +66,12 @@ class Ours(Contestant):
         """The encoder is what is compiled, as in every training run."""
         self.module.encoder.compile(dynamic=True)
         return lambda inputs: self.head(self.module.encoder(inputs), inputs)
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+        """The optimizer that the job names."""
+        settings = self.module.optimization
+        self.module.optimization = replace(settings, learning_rate=learning_rate, weight_decay=weight_decay)
+        return self.module.make_optimizer()
 
     def num_edges(self, rows: Rows) -> int:
         """Edges of these crystals."""

@@ -13,12 +13,11 @@ import torch
 
 from datamodules.batching import CrystalBatch, GraphArrays, build_graphs
 from datamodules.graph import neighbor_list
-from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec
+from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec, optimization
 from foundation.benchmarks.machine import describe
 from foundation.benchmarks.peers.contest import Clock, Rows
 from foundation.checkpoint import build_module
 from foundation.training.module import MultiTaskModule
-from foundation.training.optimization import Optimization
 
 STEPS = 12
 PARTS = ("data", "wait", "forward", "backward", "optimizer")
@@ -42,7 +41,7 @@ def run_benchmark(data: Path | None, device: str = "cpu", batch_size: int = BATC
     crystals = benchmark_crystals(data)
     spec = benchmark_spec()
     torch.manual_seed(0)
-    module = build_module(spec, Optimization()).to(device)
+    module = build_module(spec, optimization()).to(device)
     recipe = module.encoder.recipe
     graph = least_seconds(lambda: [neighbor_list(crystal, recipe) for crystal in crystals], "cpu", repeats=3)
     graphs = build_graphs(crystals, recipe)
@@ -91,7 +90,7 @@ def training_parts(
     """
     module.train()
     head = module.heads[module.names[0]]
-    optimizer = torch.optim.AdamW(module.parameters(), foreach=True)
+    optimizer = module.make_optimizer()
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     clock = Clock(device)
     warming = batches[:2]

@@ -28,6 +28,7 @@ from datamodules.graph_cache import cache_key
 from datamodules.properties import KNOWN
 from datamodules.store import CrystalStore, write_store
 from foundation.benchmarks.crystals import benchmark_crystals
+from foundation.process import keep_freed_memory
 
 SHARD_ROWS = 50_000
 NAMES = ("formation_energy_per_atom", "band_gap", "e_above_hull")
@@ -122,6 +123,7 @@ def measure(path: Path, temperature: float | None) -> dict[str, Any]:
         of memory of this process that are not a mapped file, ``before``, ``after`` and at most (``peak``); ``index``:
         bytes a row that the sampler holds.
     """
+    keep_freed_memory()  # as every command does
     result: dict[str, Any] = {"before": _own_memory()}
     peak = _Peak()
     with peak:
@@ -139,9 +141,7 @@ def measure(path: Path, temperature: float | None) -> dict[str, Any]:
         result["batches_per_second"] = BATCHES / (time.perf_counter() - clock)
     sampler: Any = loader.sampler
     result |= {"rows": len(data.store), "after": _own_memory(), "peak": peak.largest}
-    held = [value.nbytes for value in vars(sampler).values() if isinstance(value, np.ndarray)]
-    held.append(sampler._order().nbytes)
-    result["index"] = sum(held) / len(sampler.rows)
+    result["index"] = sampler.nbytes / len(sampler.rows)
     return result
 
 

@@ -28,11 +28,10 @@ from datamodules.batching import build_graphs
 from datamodules.crystals import Crystal
 from datamodules.dealing import Work
 from datamodules.sampling import Rows
-from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec
+from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec, optimization
 from foundation.checkpoint import build_module
 from foundation.process import keep_freed_memory
 from foundation.training.module import MultiTaskModule
-from foundation.training.optimization import Optimization
 
 WAYS = ("balanced", "counted", "apart")
 CLOCKS = ("wall", "processor")
@@ -85,13 +84,13 @@ class Trainer:
 
     def __init__(self, crystals: list[Crystal], compile: bool) -> None:
         torch.manual_seed(0)
-        self.module = build_module(benchmark_spec(), Optimization()).train()
+        self.module = build_module(benchmark_spec(), optimization()).train()
         if compile:
             self.module.encoder.compile(dynamic=True)
         self.graphs = build_graphs(crystals, self.module.encoder.recipe)
         self.work = Work(self.graphs)
         self.together = DistributedDataParallel(_Step(self.module))
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), foreach=True)
+        self.optimizer = self.module.make_optimizer()
         self.random = np.random.default_rng(0)  # the same in both processes
 
     def step(self, rows: Rows, model: nn.Module) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from foundation.benchmarks.contestants import OURS, start
+from foundation.benchmarks.crystals import optimization
 from foundation.benchmarks.tasks import Task
 
 BATCHES = 4  # of a round
@@ -94,7 +95,8 @@ def compare_rates(
         workers: dict[str, _Worker] = {}
         for entry in entries:
             print(f"starting {entry.name}", flush=True)
-            own = {"encoder": encoder, "cutoff": SAME_CUTOFF if entry.graph == "5 A" else None}
+            cutoff = SAME_CUTOFF if entry.graph == "5 A" else None
+            own = {"encoder": encoder, "optimizer": optimization().optimizer, "cutoff": cutoff}
             worker = _Worker(entry, peers, {**job, "compile": entry.compile, **own}, folder / "logs", stack)
             workers[entry.name] = worker
         for _ in range(rounds):

@@ -15,6 +15,7 @@ from foundation.process import is_first_process
 from foundation.tracking.guard import Guard, GuardedLogger, first_line
 from foundation.tracking.identity import run_name
 from foundation.tracking.server import NAME, UNSENT, why_unreachable
+from foundation.tracking.uploading import Uploading
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ PROJECT = "foundation"
 
 _INIT_SECONDS = 20
 _FINISH_SECONDS = 300  # W&B itself would wait for ever, on a machine that is paid for
+_FLUSH_SECONDS = 1.0  # a kill takes what was recorded since, which may be of before the checkpoint; W&B's own is 15 s
 
 
 class Tracker(GuardedLogger):
@@ -36,7 +38,17 @@ class Tracker(GuardedLogger):
         self.run: Any = logger.experiment
         self.place = Path(self.run.dir).parent
         self.folder = folder
+        self.uploading = None if self.run.offline else Uploading(Path(self.run.settings.log_internal))
+        self._told = False
         super().__init__(logger, Guard(NAME, self.place))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hand them on, and tell where nothing arrives."""
+        super().log_metrics(metrics, step)
+        if self.uploading is not None and not self._told and not self.guard.broken:
+            problem = self.uploading.problem()
+            if problem is not None:
+                self._unsent(f"{problem}; training goes on and is recorded here")
 
     def record(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
         """Call something of W&B's with what it copies kept inside the run's folder, not in the home directory."""
@@ -49,12 +61,27 @@ class Tracker(GuardedLogger):
         try:
             self.run.finish(exit_code=exit_code)
         except TimeoutError:
-            (self.place / UNSENT).touch()
-            _say(f"{NAME} does not take the rest in {_FINISH_SECONDS} s; {_later(self.folder)}")
+            self._unsent(f"does not take the rest in {_FINISH_SECONDS} s")
         except Exception as error:
             if not self.guard.broken:
                 self.guard.give_up(error)
             _forget_service()
+        else:
+            refused = self.uploading.given_up() if self.uploading is not None else None
+            if refused is not None:
+                self._unsent(refused)
+            elif self._told:
+                (self.place / UNSENT).unlink(missing_ok=True)
+                _say(f"{NAME}: all is uploaded after all")
+
+    def _unsent(self, problem: str) -> None:
+        """Say once that not all is uploaded, and keep it for a later upload, even from a run that is killed."""
+        if self._told:
+            return
+        self._told = True
+        _say(f"{NAME} {problem}; {_later(self.folder)}")
+        with suppress(OSError):
+            (self.place / UNSENT).touch()
 
     @contextmanager
     def failing(self, unless: type[Exception]) -> Iterator[None]:
@@ -88,6 +115,7 @@ def wandb_logger(
                 return _begin("online", folder, group, config, run_id, job)
             except Exception as error:
                 problem = first_line(error)
+                _forget_service()  # it would not begin a run again that it could not begin
         _say(f"{NAME}: {problem}; recording offline, {_later(folder)}")
     try:
         return _begin("offline", folder, group, config, run_id, job)
@@ -101,6 +129,9 @@ def _begin(
 ) -> Tracker:
     import wandb
 
+    # Older versions do not know it.
+    interval = "x_transaction_log_flush_interval"
+    flushing: dict[str, Any] = {interval: _FLUSH_SECONDS} if interval in wandb.Settings.model_fields else {}
     settings = wandb.Settings(
         init_timeout=_INIT_SECONDS,
         finish_timeout=_FINISH_SECONDS,
@@ -110,7 +141,10 @@ def _begin(
         # What W&B records of a checkout holds code that is not committed, and addresses that may hold passwords.
         disable_git=True,
         disable_code=True,
+        **flushing,
     )
+    wandb.setup()
+    wandb.termsetup(settings, None)  # or W&B says in its own words, and again and again, what is told once here
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=run_name(folder),

@@ -14,6 +14,11 @@ def is_grouped() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def num_processes() -> int:
+    """How many there are."""
+    return torch.distributed.get_world_size() if is_grouped() else 1
+
+
 def any_process(facts: Sequence[bool], device: torch.device) -> list[bool]:
     """Each fact, as true as it is on any process; called on all of them."""
     if not is_grouped():
@@ -23,22 +28,13 @@ def any_process(facts: Sequence[bool], device: torch.device) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def gathered(value: Any) -> list[Any]:
-    """The value of every process, in their order; called on all of them."""
-    if not is_grouped():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+class Sum:
+    """A sum of whole numbers over all processes that is on its way while they compute.
 
-
-class EventualSum:
-    """Whole numbers added up over all processes while this one goes on with its work.
-
-    Made on all processes, in the same order among all that they send one another.
+    All of them begin it at the same place among what they send one another.
 
     Args:
-        numbers: [K] of this process; overwritten.
+        numbers: [K] what this process adds; overwritten.
     """
 
     def __init__(self, numbers: Tensor) -> None:
@@ -57,13 +53,22 @@ class EventualSum:
             self._told = numbers.to("cpu", non_blocking=True)
             self._arrived = beside.record_event()
 
-    def read(self) -> list[int]:
-        """The sums, once they are there."""
+    def result(self) -> list[int]:
+        """[K], waited for."""
         if self._arrived is not None:
             self._arrived.synchronize()
         elif self._work is not None:
             self._work.wait()
         return [int(number) for number in self._told.tolist()]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, in their order; called on all of them."""
+    if not is_grouped():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _started(numbers: Tensor) -> torch.distributed.Work | None:

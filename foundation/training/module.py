@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.training.agreement import any_process, gathered, is_grouped
+from foundation.training.agreement import any_process, gathered, num_processes
 from foundation.training.metrics import MeanLosses, PropertyMetrics
-from foundation.training.optimization import Optimization, parameter_groups, rate_at
+from foundation.training.optimization import Optimization, make_optimizer, parameter_groups, rate_at
 from foundation.training.precision import full_precision
-from foundation.training.sharded import local, whole
+from foundation.training.shards import local, whole
 from foundation.training.vote import StepVote
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
@@ -173,9 +173,8 @@ class MultiTaskModule(lightning.LightningModule):
         parts, self._parts = self._parts, []
         if bad is not None:
             self._stop(parts[bad].total, parts[bad].rows, parts[bad].sums)
-        world = torch.distributed.get_world_size() if is_grouped() else 1
         # DDP and FSDP2 have averaged over processes: times the world size is the sum.
-        scale = world / max(1, labels)
+        scale = num_processes() / max(1, labels)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
         self.gradient_norm = whole(nn.utils.get_total_norm(gradients))
@@ -218,14 +217,17 @@ class MultiTaskModule(lightning.LightningModule):
             self.log("val/loss", torch.stack(losses).mean(), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with one group per part that trains, and the schedule, stepped every step."""
-        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
-        thaws = [group.pop("thaws_at") for group in groups]
-        optimizer = torch.optim.AdamW(groups, foreach=True)
+        """The optimizer with one group per part that trains, and the schedule, stepped every step."""
+        optimizer = self.make_optimizer()
         steps = self._total_steps()
-        factors = [rate_at(self.optimization, steps, thaw) for thaw in thaws]
+        factors = [rate_at(self.optimization, steps, group["thaws_at"]) for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """What changes the weights that train, at the rates of their parts."""
+        groups = parameter_groups(self.encoder.stages(), self.rates, self.beside, self.optimization, self.thaws)
+        return make_optimizer(groups, self.optimization)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild, describe and trust the model."""

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from foundation.training.muon import Muon
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -18,7 +20,9 @@ class Optimization:
 
     Attributes:
         learning_rate: Peak rate of the parts that train at full rate.
-        weight_decay: AdamW's decay of weight matrices; biases and norms do not decay.
+        optimizer: "adamw", or "muon" for the weight matrices of the encoder behind its embedding, which learns more
+            in a step from scratch and takes a rate of about 3e-3; all else is AdamW's.
+        weight_decay: Decay of weight matrices; biases and norms do not decay.
         warmup: Share of the steps over which the rate rises.
         schedule: "cosine" to zero, or "constant" after the warm-up.
         schedule_epochs: Epochs that the schedule spans; None takes the trainer's max_epochs.
@@ -26,6 +30,7 @@ class Optimization:
     """
 
     learning_rate: float = 2e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 1e-2
     warmup: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -40,7 +45,7 @@ def parameter_groups(
     settings: Optimization,
     thaws: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: one per stage that trains, cut into what decays and what does not.
+    """Groups of the optimizer: one per stage that trains, cut into what decays and what does not.
 
     Every stage that ever trains is in a group from the first step, at rate zero while it is held still: a part that
     joins the optimizer after the wrap for distributed training is not synchronised.
@@ -51,12 +56,21 @@ def parameter_groups(
         others: Modules that train at full rate: heads and task weights.
         settings: Rates and decay.
         thaws: Share of the steps during which a stage is held still; kept in the groups as ``thaws_at``.
+
+    Returns:
+        Groups with ``lr``, ``weight_decay``, ``thaws_at`` and ``matrices``: whether Muon changes them.
     """
     thaws = thaws or {}
-    parts = [(module, rates[name], thaws.get(name, 0.0)) for name, module in stages.items() if rates[name] > 0]
-    parts += [(module, 1.0, 0.0) for module in others]
+    turns = settings.optimizer == "muon"
+    # The embedding's rows are looked up one by one: a step that changes all directions alike is none for them.
+    parts = [
+        (module, rates[name], thaws.get(name, 0.0), turns and name != "embedding")
+        for name, module in stages.items()
+        if rates[name] > 0
+    ]
+    parts += [(module, 1.0, 0.0, False) for module in others]
     groups = []
-    for module, rate, thaw in parts:
+    for module, rate, thaw, turned in parts:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for decays in (True, False):
             chosen = [parameter for parameter in parameters if (parameter.dim() > 1) == decays]
@@ -66,10 +80,16 @@ def parameter_groups(
                         "params": chosen,
                         "lr": settings.learning_rate * rate,
                         "weight_decay": settings.weight_decay if decays else 0.0,
+                        "matrices": decays and turned,
                         "thaws_at": thaw,
                     }
                 )
     return groups
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.Optimizer:
+    """The optimizer of these groups."""
+    return Muon(groups) if settings.optimizer == "muon" else torch.optim.AdamW(groups, foreach=True)
 
 
 def rate_at(settings: Optimization, total_steps: int, thaws_at: float = 0.0) -> Callable[[int], float]:

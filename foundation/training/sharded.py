@@ -19,23 +19,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.shards import like, local, whole
 
 NAME = "fsdp2"
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it where it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; all processes must ask for it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(trainer_args: Mapping[str, Any]) -> bool:
@@ -128,7 +118,7 @@ class Sharded(ModelParallelStrategy):
             for number, parameter in zip(numbers, parameters, strict=True):
                 for name, value in state["state"].get(number, {}).items():
                     if value.shape == parameter.shape:
-                        state["state"][number][name] = _like(parameter, value)
+                        state["state"][number][name] = like(parameter, value)
             optimizer.load_state_dict(state)
 
     def _shard(self, path: str) -> None:
@@ -243,15 +233,6 @@ class ShardedAverage(ExponentialAverage):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Go on with the weights."""
         self._swap_models(pl_module)
-
-
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor, sharded like a parameter of its shape."""
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(
-        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
 
 
 def _shards(module: nn.Module) -> list[Tensor]:

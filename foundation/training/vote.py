@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foundation.training.agreement import EventualSum
+from foundation.training.agreement import Sum
 
 
 class Wishes(NamedTuple):
@@ -37,7 +37,7 @@ class StepVote:
 
     def __init__(self) -> None:
         self.wishes = self.granted = Wishes()
-        self._batches: list[EventualSum] = []
+        self._batches: list[Sum] = []
 
     def cast(self, labels: Tensor, finite: Tensor) -> None:
         """Send what this process says of a batch; called on all of them.
@@ -50,7 +50,7 @@ class StepVote:
         said[0], said[1] = labels, ~finite
         for place, wish in enumerate(self.wishes, start=2):
             said[place] = wish  # filled in where the numbers are: a copy from the host would be waited for
-        self._batches.append(EventualSum(said))
+        self._batches.append(Sum(said))
 
     def count(self) -> tuple[int, int | None]:
         """Count the votes on all batches since the last count.
@@ -59,7 +59,7 @@ class StepVote:
             The number of labels over all processes and batches, and the place of the first batch whose loss is not
             finite on some process, None where there is none.
         """
-        labels, bad, stop, save = zip(*(batch.read() for batch in self._batches), strict=True)
+        labels, bad, stop, save = zip(*(batch.result() for batch in self._batches), strict=True)
         self._batches.clear()
         self.granted = Wishes(any(stop), any(save))
         return sum(labels), next((place for place, count in enumerate(bad) if count), None)

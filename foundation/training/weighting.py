@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from foundation.training.sharded import whole
+from foundation.training.shards import whole
 
 
 class TaskWeighting(nn.Module, abc.ABC):

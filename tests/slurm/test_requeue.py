@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import seen
+from ranks import Moment, seen
 from test_training import differing
 from testing import TINY
 
@@ -61,6 +64,7 @@ class Run:
         step: Seconds that a training step takes at least.
         script: Of slurm/.
         words: Its first arguments.
+        moments: Signals that its processes send themselves, in its first start, its second, and so on.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Run:
         step: float = 0.3,
         script: str = "pretrain",
         words: Sequence[object] = ("--data.properties", "formation_energy_per_atom,band_gap"),
+        moments: Sequence[Sequence[Moment]] = (),
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tool = out / "bin" / "foundation"
@@ -81,6 +86,7 @@ class Run:
         env |= {"PATH": f"{tool.parent}:{env['PATH']}", "PYTHONPATH": f"{ROOT}:{HERE.parent}", "SEEN": str(out)}
         env |= {"FOUNDATION_SLURM": f"{ROOT}/slurm", "FOUNDATION_RUNS": str(out), "OMP_NUM_THREADS": "1"}
         env |= {"STEP_SECONDS": str(step), "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
+        env |= {"MOMENTS": json.dumps([[asdict(moment) for moment in start] for start in moments])}
         words = [*words, "--data.store", store, *TINY]
         words += [
             "--compile",
@@ -195,6 +201,28 @@ def test_a_signal_while_the_program_starts(cluster: None, tiny_store: Path, tmp_
     assert "stopped before its first step by SIGUSR1" in run.log()
 
 
+def test_signals_at_the_worst_moments(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    """During validation, during a save, twice within a second: a start each."""
+    moments = [[Moment("validate", rank=1)], [Moment("save")], [Moment("train", 4, times=2), Moment("save")]]
+    run = Run(tiny_store, tmp_path / "run", "--nodes=2", "--ntasks-per-node=1", step=0, moments=moments)
+    run.ends()
+    assert run.shown("Restarts") == str(len(moments))
+    same_as(whole, run)
+
+
+def test_a_killed_task_ends_the_job_and_nothing_saved_is_lost(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    moments = [[Moment("train", 9, signal.SIGKILL, rank=1)], [Moment("sync", 7, signal.SIGKILL)]]
+    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", step=0, moments=moments)
+    for _ in moments:
+        run.ends("FAILED")
+        slurm("scontrol", "requeue", run.job)
+        run.until(lambda: run.shown("JobState") != "FAILED")
+    run.ends()
+    one, two = whole.content(), run.content()
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert [set(lines) for lines in seen(run.out, 2)] == [set(lines) for lines in seen(whole.out, 2)]
+
+
 def test_a_cancelled_job_stays_away(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
     run = Run(tiny_store, tmp_path / "run")
     run.trains()
@@ -216,6 +244,21 @@ def test_one_task_of_an_array_is_requeued_and_the_other_is_not(cluster: None, ti
         assert run.shown("Restarts", name) == restarts
     steps = [torch.load(file, weights_only=True)["global_step"] for file in run.out.glob("pretrain-*/*/last.ckpt")]
     assert steps[0] == steps[1]
+
+
+def test_an_adaptation_goes_on(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    (pretrained,) = whole.out.glob("pretrain-*/checkpoints/last.ckpt")
+    words = ["--pretrained", pretrained, "--property", "band_gap", "--strategy", "layer_decay"]
+    runs = [
+        Run(tiny_store, tmp_path / name, step=0, script="adapt", words=words, moments=moments)
+        for name, moments in (("calm", []), ("run", [[Moment("train", 5)], [Moment("validate")]]))
+    ]
+    for run, restarts in zip(runs, "02", strict=True):
+        run.ends()
+        assert run.shown("Restarts") == restarts
+    one, two = (run.content("adapt-*") for run in runs)
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert seen(runs[0].out) == seen(runs[1].out)
 
 
 def test_a_task_of_an_array_of_adaptations_goes_on(whole: Run, tiny_store: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 Rows = npt.NDArray[np.int64]
 Forward = Callable[[Any], Tensor]
@@ -88,6 +89,15 @@ class Contestant(abc.ABC):
     def num_edges(self, rows: Rows) -> int:
         """Edges of the prepared graphs of these crystals."""
 
+    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+        """AdamW that decays weight matrices and nothing else."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, foreach=True)
+
     def compiled(self) -> Forward:
         """The forward pass, compiled for batches of every size."""
         compiled: Forward = torch.compile(self.forward, dynamic=True)
@@ -113,16 +123,6 @@ class Clock:
             return time.perf_counter() - self.begin
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return time.process_time() + children.ru_utime + children.ru_stime - self.begin
-
-
-def optimizer_of(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays weight matrices and nothing else."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, foreach=True)
 
 
 def peak_memory(device: str) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contest import Clock, Contestant, Crystals, Forward, optimizer_of, peak_memory, say
+from .contest import Clock, Contestant, Crystals, Forward, peak_memory, say
 
 
 def answer_rounds(contestant: Contestant, crystals: Crystals, job: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class _Step:
         self.model = contestant.model
         self.forward = forward
         self.clock = Clock(device)
-        self.optimizer = optimizer_of(self.model, 1e-4, 1e-2)
+        self.optimizer = contestant.optimizer(1e-4, 1e-2)
 
     def train(self, batch: Any, goal: Tensor) -> float:
         self.model.train()

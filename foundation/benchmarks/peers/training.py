@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .contest import Clock, Contestant, Crystals, Forward, Rows, optimizer_of, peak_memory
+from .contest import Clock, Contestant, Crystals, Forward, Rows, peak_memory
 
 Predictor = Callable[[Rows], npt.NDArray[np.float64]]
 
@@ -128,7 +128,7 @@ def _steps(
     contestant: Contestant, forward: Forward, fit: Rows, goal: Tensor, job: dict[str, Any], clock: Clock
 ) -> tuple[int, float]:
     """Take steps until the next one would exceed the budget; how many, and the last loss."""
-    optimizer = optimizer_of(contestant.model, job["learning_rate"], job["weight_decay"])
+    optimizer = contestant.optimizer(job["learning_rate"], job["weight_decay"])
     average = MovingAverage(contestant.model, job["ema_decay"])
     begin = used = clock.seconds()
     steps, loss, longest = 0, math.nan, 0.0
