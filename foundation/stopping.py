@@ -56,17 +56,20 @@ def held_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def note(number: signal.Signals, wait: bool = False) -> None:
+def note(number: signal.Signals, wait: bool = False) -> bool:
     """From now on take note of this signal instead of dying of it; nothing where signals are not held.
 
     Args:
         number: The signal.
         wait: Whether it is to wait a little longer, as somebody else is about to set a handler for it.
+
+    Returns:
+        Whether signals are held.
     """
-    if not _holding:
-        return
-    signal.signal(number, _handler)
-    signal.pthread_sigmask(signal.SIG_BLOCK if wait else signal.SIG_UNBLOCK, [number])
+    if _holding:
+        signal.signal(number, _handler)
+        signal.pthread_sigmask(signal.SIG_BLOCK if wait else signal.SIG_UNBLOCK, [number])
+    return _holding
 
 
 def let_go() -> None:

@@ -42,8 +42,9 @@ class Moment:
     """When a process sends itself a signal: at the n-th call of something, counted from 1.
 
     Attributes:
-        what: "start" (before the command is parsed), "build" (of the module), "train", "validate", "save", "record"
-            (a part of a file that is being saved), or after the last step "calibrate" or "evaluate".
+        what: "start" (before the command is parsed), "build" (of the module), "train", "backward" (of a batch whose
+            vote is on its way), "validate", "save", "record" (a part of a file that is being saved), or after the
+            last step "calibrate" or "evaluate".
         call: Which call.
         number: The signal.
         rank: Of which process.
@@ -210,6 +211,7 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
 
     MultiTaskModule.finish_step = noisy  # type: ignore[method-assign]
     plots.save = lambda *_: None  # slow, and nothing here depends on it
+    before(MultiTaskModule, "backward", "backward")
     before(MultiTaskModule, "validation_step", "validate")
     before(torch, "save", "save")
     before(torch._C.PyTorchFileWriter, "write_record", "record")

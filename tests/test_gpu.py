@@ -22,6 +22,7 @@ from foundation.checkpoint import find_members, load_checkpoint
 from foundation.encoder.cuequivariance import CuEquivarianceProduct
 from foundation.encoder.products import ChannelwiseProduct
 from foundation.inference import Ensemble
+from foundation.training.agreement import Sum
 from foundation.training.module import MultiTaskModule
 from heads import ScalarHead
 
@@ -51,6 +52,15 @@ def test_losses_and_gradients_are_those_of_the_cpu() -> None:
     on_cpu, on_gpu = losses_and_gradients(module, "cpu"), losses_and_gradients(module, "cuda")
     for found, expected in zip(on_gpu, on_cpu, strict=True):
         close(found, expected, 1e-4)
+
+
+def test_what_is_told_waits_for_nothing_that_is_queued_behind_it() -> None:
+    told = Sum(torch.tensor([3, 4], device="cuda"))
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    behind = torch.cuda.Event()
+    behind.record()
+    assert told.result() == [3, 4]
+    assert not behind.query()
 
 
 def test_fewer_bits_stay_close() -> None:

@@ -85,6 +85,7 @@ def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[in
 
 CUTS = {
     "in the middle of an epoch": (1, [[Moment("train", 3)], [Moment("train", 2, signal.SIGTERM)]]),
+    "behind a step's vote": (2, [[Moment("backward", 3, rank=1)], [Moment("backward", 2)]]),
     "during validation": (1, [[Moment("validate")]]),
     "at the last batch of an epoch": (1, [[Moment("train", 6)]]),
     "during a save": (1, [[Moment("save", 1)]]),

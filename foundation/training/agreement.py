@@ -29,22 +29,37 @@ def any_process(facts: Sequence[bool], device: torch.device) -> list[bool]:
 
 
 class Sum:
-    """A sum over all processes that is on its way while they compute; all of them begin it at the same place.
+    """A sum of whole numbers over all processes that is on its way while they compute.
+
+    All of them begin it at the same place among what they send one another.
 
     Args:
-        numbers: [K] what this process adds.
+        numbers: [K] what this process adds; overwritten.
     """
 
     def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers.detach().clone()
-        self._work = torch.distributed.all_reduce(self._numbers, async_op=True) if is_grouped() else None
+        self._numbers = self._told = numbers  # kept: its memory is in use until the sums are there
+        self._arrived: torch.cuda.Event | None = None
+        if not numbers.is_cuda:
+            self._work = _started(numbers)
+            return
+        # Beside the work that is queued from here on, which a reader would wait for otherwise.
+        beside = torch.cuda.Stream(numbers.device)
+        beside.wait_stream(torch.cuda.current_stream(numbers.device))
+        with torch.cuda.stream(beside):
+            self._work = _started(numbers)
+            if self._work is not None:
+                self._work.wait()  # the stream does, not the host
+            self._told = numbers.to("cpu", non_blocking=True)
+            self._arrived = beside.record_event()
 
-    def result(self) -> Tensor:
+    def result(self) -> list[int]:
         """[K], waited for."""
-        if self._work is not None:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        elif self._work is not None:
             self._work.wait()
-            self._work = None
-        return self._numbers
+        return [int(number) for number in self._told.tolist()]
 
 
 def gathered(value: Any) -> list[Any]:
@@ -54,3 +69,7 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def _started(numbers: Tensor) -> torch.distributed.Work | None:
+    return torch.distributed.all_reduce(numbers, async_op=True) if is_grouped() else None

@@ -128,11 +128,7 @@ class DenoisingModule(MultiTaskModule):
         self.denoising_error = MeanMetric()
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The loss of the labels and of the displacements.
-
-        Raises:
-            NonFiniteLoss: If the loss is NaN or infinite.
-        """
+        """The loss of the labels and of the displacements."""
         # Of this step: however many processes and accumulated batches share it, and after a resume as without.
         displacement = self.denoising.draw(batch, self.seed, self.global_step)
         with full_precision(self.encoder(self.denoising.displaced(batch, displacement), None)) as features:

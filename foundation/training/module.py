@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from datamodules.fingerprints import Seen
 from foundation.encoder.encoder import EquivariantEncoder
-from foundation.training.agreement import Sum, gathered, num_processes
+from foundation.training.agreement import any_process, gathered, num_processes
 from foundation.training.metrics import MeanLosses, PropertyMetrics
 from foundation.training.optimization import Optimization, make_optimizer, parameter_groups, rate_at
 from foundation.training.precision import full_precision
 from foundation.training.shards import local, whole
+from foundation.training.vote import StepVote
 from foundation.training.weighting import FixedWeights, TaskWeighting
 from heads import Head
 
@@ -43,17 +45,17 @@ class Answer(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A batch of a step, of which there are several where gradients are accumulated.
+    """What is kept of a batch until its step is taken.
 
     Attributes:
-        told: [2] over all processes, numbers of labels and of losses that are not finite.
-        batch: This process's batch.
-        sums: [P] its losses.
-        total: What was minimised.
+        rows: [B] its crystals.
+        labels: [] their number of labels.
+        sums: [P] sums of losses.
+        total: [] what is minimised.
     """
 
-    told: Sum
-    batch: Any
+    rows: Tensor
+    labels: Tensor
     sums: Tensor
     total: Tensor
 
@@ -106,7 +108,8 @@ class MultiTaskModule(lightning.LightningModule):
         self.recent_losses = MeanLosses(self.names)  # since they were last told
         self.val_losses = MeanLosses(self.names)
         self.val_metrics = _Metrics({name: PropertyMetrics(head) for name, head in heads.items()})
-        self._parts_of_step: list[_Part] = []
+        self.vote = StepVote()
+        self._parts: list[_Part] = []  # of the step, one per accumulated batch
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
         self.card: dict[str, Any] = {}
         self.seen = Seen.nothing()  # labelled crystals that the weights have been trained on
@@ -134,7 +137,7 @@ class MultiTaskModule(lightning.LightningModule):
         return self.finish_step(batch, sums, counts, self.weighting(sums, counts))
 
     def finish_step(self, batch: Any, sums: Tensor, counts: Tensor, total: Tensor) -> Tensor:
-        """Take note of what is behind the loss, and have the processes tell one another while gradients are computed.
+        """Take note of what is behind the loss.
 
         Args:
             batch: The batch.
@@ -142,29 +145,38 @@ class MultiTaskModule(lightning.LightningModule):
             counts: [P] numbers of labels.
             total: What is to be minimised, not yet divided by the number of labels.
         """
-        sums, bad = sums.detach(), ~torch.isfinite(total.detach()).all()
-        told = Sum(torch.stack([counts.sum().to(sums.dtype), bad.to(sums.dtype)]))
-        self._parts_of_step.append(_Part(told, batch, sums, total.detach()))
+        self._parts.append(_Part(batch.row, counts.sum(), sums.detach(), total.detach()))
         for losses in (self.train_losses, self.recent_losses):
-            losses.update(sums, counts)
+            losses.update(sums.detach(), counts)
         # Lightning divides by the number of accumulated batches; the count of labels does that already.
         undone: Tensor = total * self.trainer.accumulate_grad_batches
         return undone
+
+    def on_train_start(self) -> None:
+        """Send no buffers round in every step: they are constants by now, and were sent when the model was wrapped."""
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.broadcast_buffers = False
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Tell the other processes of this batch; callbacks have said by now what they wish."""
+        part = self._parts[-1]
+        self.vote.cast(part.labels, torch.isfinite(part.total))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the number of labels behind it, over all processes and accumulated batches.
 
         Raises:
-            NonFiniteLoss: If a loss behind it is NaN or infinite, on any process; weights are as before the step.
+            NonFiniteLoss: On all processes, if the loss of a batch is NaN or infinite on one of them.
         """
-        labels, bad = torch.stack([part.told.result() for part in self._parts_of_step]).sum(dim=0)
-        if bool(bad):
-            raise NonFiniteLoss(self._describe_non_finite(self._parts_of_step))
+        labels, bad = self.vote.count()
+        parts, self._parts = self._parts, []
+        if bad is not None:
+            self._stop(parts[bad].total, parts[bad].rows, parts[bad].sums)
         # DDP and FSDP2 have averaged over processes: times the world size is the sum.
-        scale = num_processes() / labels.clamp(min=1)
+        scale = num_processes() / max(1, labels)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
-        self._parts_of_step.clear()
         self.gradient_norm = whole(nn.utils.get_total_norm(gradients))
 
     def on_train_epoch_end(self) -> None:
@@ -181,9 +193,8 @@ class MultiTaskModule(lightning.LightningModule):
             NonFiniteLoss: If a loss is NaN or infinite.
         """
         sums, counts, answers = self.losses(batch)
-        told = Sum((~torch.isfinite(sums).all()).to(sums.dtype))
-        if bool(told.result()):
-            raise NonFiniteLoss(self._describe_non_finite([_Part(told, batch, sums, sums)]))
+        if any_process([not _is_finite(sums)], sums.device)[0]:
+            self._stop(sums, batch.row, sums)
         self.val_losses.update(sums, counts)
         for index, (name, head) in enumerate(self.named_heads()):
             if index < batch.labels.shape[1]:
@@ -258,17 +269,15 @@ class MultiTaskModule(lightning.LightningModule):
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return max(1, self.optimization.schedule_epochs * per_epoch)
 
-    def _describe_non_finite(self, parts: list[_Part]) -> str:
-        """What is wrong with these batches, on whichever process; called on all of them."""
-        bad = [part for part in parts if not bool(torch.isfinite(part.total).all())]
-        told = gathered(self._describe(bad[0]) if bad else None)
-        return str(next(line for line in told if line is not None))
+    def _stop(self, value: Tensor, rows: Tensor, sums: Tensor) -> NoReturn:
+        """Called by all processes where one has to stop: the others would wait for it."""
+        told = gathered(None if _is_finite(value) else self._describe_non_finite(rows, sums))
+        raise NonFiniteLoss(next(line for line in told if line is not None))
 
-    def _describe(self, part: _Part) -> str:
-        bad = [name for name, value in zip(self.names, part.sums, strict=True) if not torch.isfinite(value)]
-        rows = part.batch.row.tolist()
+    def _describe_non_finite(self, rows: Tensor, sums: Tensor) -> str:
+        bad = [name for name, value in zip(self.names, sums, strict=True) if not _is_finite(value)]
         data = getattr(self.trainer, "datamodule", None)
-        ids = [data.store.ids[row] for row in rows] if data is not None else [str(row) for row in rows]
+        ids = [str(row) if data is None else data.store.ids[row] for row in rows.tolist()]
         return (
             f"the loss of {', '.join(bad) or 'all properties'} is not finite at step {self.global_step}; "
             f"the batch holds the crystals {', '.join(ids)}: look for extreme labels among them, "
@@ -285,6 +294,10 @@ def _labelled(features: Tensor, batch: Any, column: Tensor) -> tuple[Tensor, Any
         kept = torch.arange(len(kept), device=kept.device) == 0
     part, atoms = batch.part(kept)
     return features.index_select(0, atoms), part, column[kept]
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def epoch_mean(metric: Any) -> Any:

@@ -1,7 +1,9 @@
 """When a run saves itself to go on from there, and how it leaves when it is asked to stop.
 
-A signal is only noted (``foundation.stopping``). Between two batches the processes agree whether any of them has been
-asked, save together, and leave together; under Slurm the first of them has the job started again.
+A signal is only noted (``foundation.stopping``). In every training step the processes agree whether any of them has
+been asked (``foundation.training.vote``), save together behind it, and leave together; under Slurm the first of them
+has the job started again. A signal that comes after a step's vote is seen in the next one, or by the hooks of
+validation and of epochs, which ask for themselves.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from foundation.slurm.job import Job
 from foundation.stopping import Preempted, asked_to_stop, note
-from foundation.training.agreement import Sum
+from foundation.training.agreement import any_process
 from foundation.training.checkpoint_files import LAST, clear_torn
 from foundation.training.optimization import ExponentialAverage
+from foundation.training.vote import Wishes
 
 # What Lightning holds of a validation that was left in its first batch, to which it goes back.
 _BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -46,7 +49,6 @@ class Preemption(Checkpoint):
         self.every = every
         self.saved = time.monotonic()
         self.validation_is_open = False
-        self._told: Sum | None = None  # whether to stop or save behind the batch that is being computed
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Take note of signals from here on; Lightning will set a handler for SIGTERM, so that waits until then."""
@@ -57,17 +59,19 @@ class Preemption(Checkpoint):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Leave before anything slow, such as compiling, where the signal came during the start."""
-        if self._agree(trainer)[0]:
+        if self._any_asked(trainer):
             self._leave(trainer, "before its first step")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Take the place of Lightning's handler, which talks to other processes from inside of it and can hang."""
-        note(signal.SIGTERM)
+        if note(signal.SIGTERM):
+            # Nor do all processes have to wait for the first in every batch to hear of that handler.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self.saved = time.monotonic()
 
-    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Any) -> None:
-        """Ask all processes; they answer while gradients are computed."""
-        self._told = self._ask(trainer)
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Say what this process wishes, for the vote on this batch."""
+        pl_module.vote.wishes = Wishes(asked_to_stop() is not None, time.monotonic() - self.saved >= self.every)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Save and leave, or save only; not while gradients are being accumulated, which are not saved.
@@ -80,11 +84,10 @@ class Preemption(Checkpoint):
         assert fetcher is not None
         if loop._should_accumulate() or loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher):
             return
-        assert self._told is not None
-        asked, due = _answer(self._told)
-        if asked or due:
+        granted: Wishes = pl_module.vote.granted
+        if granted.stop or granted.save:
             self._save(trainer)
-        if asked:
+        if granted.stop:
             self._leave(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -101,7 +104,7 @@ class Preemption(Checkpoint):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Leave where asked."""
         _write_rows(trainer)
-        if self._agree(trainer)[0]:
+        if self._any_asked(trainer):
             self._leave(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -117,7 +120,7 @@ class Preemption(Checkpoint):
             }
 
     def _break_off_validation(self, trainer: lightning.Trainer, module: Any, averaged: bool) -> None:
-        if trainer.sanity_checking or not self._agree(trainer)[0]:
+        if trainer.sanity_checking or not self._any_asked(trainer):
             return
         if averaged:  # the averaged weights validate; those that train are put back before they are saved
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -127,13 +130,8 @@ class Preemption(Checkpoint):
         self._save(trainer)
         self._leave(trainer)
 
-    def _agree(self, trainer: lightning.Trainer) -> tuple[bool, bool]:
-        """Whether any process was asked to stop, and whether any finds that it is time to save."""
-        return _answer(self._ask(trainer))
-
-    def _ask(self, trainer: lightning.Trainer) -> Sum:
-        facts = [asked_to_stop() is not None, time.monotonic() - self.saved >= self.every]
-        return Sum(torch.tensor(facts, dtype=torch.int32, device=trainer.strategy.root_device))
+    def _any_asked(self, trainer: lightning.Trainer) -> bool:
+        return any_process([asked_to_stop() is not None], trainer.strategy.root_device)[0]
 
     def _save(self, trainer: lightning.Trainer) -> None:
         _write_rows(trainer)
@@ -142,11 +140,6 @@ class Preemption(Checkpoint):
 
     def _leave(self, trainer: lightning.Trainer, where: str = "") -> None:
         raise Leaving(where or f"at step {trainer.global_step}")
-
-
-def _answer(told: Sum) -> tuple[bool, bool]:
-    asked, due = told.result().tolist()
-    return asked > 0, due > 0
 
 
 def _write_rows(trainer: lightning.Trainer) -> None:
