@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -166,7 +166,12 @@ def _run(words: list[str], out: Path, rank: int, env: dict[str, str], moments: l
     sys.exit(main(words))
 
 
-def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
+def to_itself(number: int) -> None:
+    """Send this process a signal."""
+    os.kill(os.getpid(), number)
+
+
+def watch(file: Path, rank: int, moments: Sequence[Moment], send: Callable[[int], None] = to_itself) -> None:
     """Add the noise, the record of what is seen, and the signals, to this process."""
     import numpy as np
     import torch
@@ -184,7 +189,7 @@ def watch(file: Path, rank: int, moments: Sequence[Moment]) -> None:
         for moment in moments:
             if (moment.what, moment.call, moment.rank) == (what, calls[what], rank):
                 for _ in range(moment.times):
-                    os.kill(os.getpid(), moment.number)
+                    send(moment.number)
 
     def before(owner: Any, name: str, what: str) -> None:
         plain = getattr(owner, name)

@@ -18,15 +18,18 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Moment, seen
+from ranks import Moment, right_behind_the_last_save, seen
 from test_training import differing
 from testing import TINY
+
+from foundation.training.checkpoint_files import is_whole
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 PARTS += ("current_model_state", "averaging_state", "exact_state")
 REQUEUES = int(os.environ.get("REQUEUES", "5"))
+PROPERTIES = ("--data.properties", "formation_energy_per_atom,band_gap")
 LAYOUTS = {"two nodes with a task each": (2, 1), "one node with two tasks": (1, 2)}
 
 
@@ -64,7 +67,7 @@ class Run:
         step: Seconds that a training step takes at least.
         script: Of slurm/.
         words: Its first arguments.
-        moments: Signals that its processes send themselves, in its first start, its second, and so on.
+        moments: In which it is signalled or killed, each in another start.
     """
 
     def __init__(
@@ -74,19 +77,19 @@ class Run:
         *options: object,
         step: float = 0.3,
         script: str = "pretrain",
-        words: Sequence[object] = ("--data.properties", "formation_energy_per_atom,band_gap"),
-        moments: Sequence[Sequence[Moment]] = (),
+        words: Sequence[object] = PROPERTIES,
+        moments: Sequence[Moment] = (),
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tool = out / "bin" / "foundation"
-        tool.parent.mkdir()
+        tool.parent.mkdir(exist_ok=True)
         tool.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE}/watched.py "$@"\n')
         tool.chmod(0o755)
         env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
         env |= {"PATH": f"{tool.parent}:{env['PATH']}", "PYTHONPATH": f"{ROOT}:{HERE.parent}", "SEEN": str(out)}
         env |= {"FOUNDATION_SLURM": f"{ROOT}/slurm", "FOUNDATION_RUNS": str(out), "OMP_NUM_THREADS": "1"}
         env |= {"STEP_SECONDS": str(step), "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
-        env |= {"MOMENTS": json.dumps([[asdict(moment) for moment in start] for start in moments])}
+        env |= {"MOMENTS": json.dumps({start: [asdict(moment)] for start, moment in enumerate(moments)})}
         words = [*words, "--data.store", store, *TINY]
         words += [
             "--compile",
@@ -103,6 +106,7 @@ class Run:
         done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         self.out, self.job = out, done.stdout.strip()
+        self.last = out / f"{script}-{self.job}" / "checkpoints" / "last.ckpt"
 
     def shown(self, what: str, job: str | None = None) -> str:
         """A field of `scontrol show job`."""
@@ -146,9 +150,13 @@ def whole(cluster: None, tiny_store: Path, tmp_path_factory: pytest.TempPathFact
 
 def same_as(whole: Run, run: Run) -> None:
     """The same to the last bit, no batch lost and none repeated."""
-    one, two = whole.content(), run.content()
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
+    assert_the_same_end(whole.content(), run.content())
     assert seen(run.out, 2) == seen(whole.out, 2)
+
+
+def assert_the_same_end(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """All that a checkpoint holds of training, to the last bit."""
+    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), LAYOUTS.values(), ids=LAYOUTS)
@@ -201,28 +209,6 @@ def test_a_signal_while_the_program_starts(cluster: None, tiny_store: Path, tmp_
     assert "stopped before its first step by SIGUSR1" in run.log()
 
 
-def test_signals_at_the_worst_moments(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
-    """During validation, during a save, twice within a second: a start each."""
-    moments = [[Moment("validate", rank=1)], [Moment("save")], [Moment("train", 4, times=2), Moment("save")]]
-    run = Run(tiny_store, tmp_path / "run", "--nodes=2", "--ntasks-per-node=1", step=0, moments=moments)
-    run.ends()
-    assert run.shown("Restarts") == str(len(moments))
-    same_as(whole, run)
-
-
-def test_a_killed_task_ends_the_job_and_nothing_saved_is_lost(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
-    moments = [[Moment("train", 9, signal.SIGKILL, rank=1)], [Moment("record", 50, signal.SIGKILL)]]
-    run = Run(tiny_store, tmp_path / "run", "--ntasks-per-node=2", step=0, moments=moments)
-    for _ in moments:
-        run.ends("FAILED")
-        slurm("scontrol", "requeue", run.job)
-        run.until(lambda: run.shown("JobState") != "FAILED")
-    run.ends()
-    one, two = whole.content(), run.content()
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    assert [set(lines) for lines in seen(run.out, 2)] == [set(lines) for lines in seen(whole.out, 2)]
-
-
 def test_a_cancelled_job_stays_away(cluster: None, tiny_store: Path, tmp_path: Path) -> None:
     run = Run(tiny_store, tmp_path / "run")
     run.trains()
@@ -246,36 +232,76 @@ def test_one_task_of_an_array_is_requeued_and_the_other_is_not(cluster: None, ti
     assert steps[0] == steps[1]
 
 
-def test_an_adaptation_goes_on(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
-    (pretrained,) = whole.out.glob("pretrain-*/checkpoints/last.ckpt")
-    words = ["--pretrained", pretrained, "--property", "band_gap", "--strategy", "layer_decay"]
-    runs = [
-        Run(tiny_store, tmp_path / name, step=0, script="adapt", words=words, moments=moments)
-        for name, moments in (("calm", []), ("run", [[Moment("train", 5)], [Moment("validate")]]))
-    ]
-    for run, restarts in zip(runs, "02", strict=True):
+def test_signals_that_come_at_the_wrong_moment(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    """During validation, during a save, and twice in a row, to both tasks; Slurm sends them when the first is there."""
+    moments = [Moment("validate"), Moment("save"), Moment("train", 2, times=2)]
+    run = Run(tiny_store, tmp_path / "run", "--nodes=2", "--ntasks-per-node=1", step=0, moments=moments)
+    run.ends()
+    assert re.findall(r"stopped at step (\d+) by SIGUSR1; saved", run.log()) == ["6", "6", "8"]
+    assert run.shown("Restarts") == "3"
+    same_as(whole, run)
+
+
+def test_one_of_two_tasks_is_killed(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+    """Slurm ends the other; the run goes on behind its last save, submitted again or its last job queued again."""
+    kills = [("start", 1, signal.SIGKILL, 1), ("train", 9, signal.SIGKILL, 1), ("record", 50, signal.SIGKILL)]
+    folder = tmp_path / "pretrain-killed"
+    words, last = [*PROPERTIES, "--out", folder, "--resume", "auto"], folder / "checkpoints" / "last.ckpt"
+    for kill in kills:
+        with right_behind_the_last_save(tmp_path, whole.out, last, 2):
+            moments = [Moment(*kill)]
+            run = Run(tiny_store, tmp_path, "--ntasks-per-node=2", step=0, words=words, moments=moments)
+            run.ends("FAILED")
+    (torn,) = folder.glob("checkpoints/.*.writing")
+    assert not is_whole(torn)
+    assert run.content()["global_step"] == 6
+    with right_behind_the_last_save(tmp_path, whole.out, last, 2):
+        slurm("scontrol", "requeue", run.job)
         run.ends()
-        assert run.shown("Restarts") == restarts
-    one, two = (run.content("adapt-*") for run in runs)
-    assert [place for part in PARTS for place in differing(one[part], two[part], part)] == []
-    assert seen(runs[0].out) == seen(runs[1].out)
+    assert_the_same_end(whole.content(), run.content())
 
 
-def test_a_task_of_an_array_of_adaptations_goes_on(whole: Run, tiny_store: Path, tmp_path: Path) -> None:
+LINES = ("--property band_gap --strategy full", "--property shear_modulus --strategy layer_decay")
+
+
+@pytest.fixture(scope="module")
+def adapted(whole: Run, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An array of adaptations that nothing disturbs."""
+    out = tmp_path_factory.mktemp("adapted")
+    return Run(tiny_store, out, "--array=1-2", step=0, script="adapt_array", words=array_words(whole, out))
+
+
+def array_words(whole: Run, out: Path) -> list[object]:
+    file = out / "lines.txt"
+    file.write_text(f"# what differs\n{LINES[0]}\n\n{LINES[1]}\n")
+    return [file, "--pretrained", whole.last]
+
+
+def assert_adapted_as(adapted: Run, task: int, run: Run, name: str) -> None:
+    """The same end as that of a task of the array that nothing disturbed."""
+    adapted.until(lambda: adapted.shown("JobState", f"{adapted.job}_{task}") == "COMPLETED")
+    assert_the_same_end(adapted.content(f"adapt-{adapted.job}_{task}"), run.content(name))
+
+
+def test_a_task_of_an_array_of_adaptations_goes_on(whole: Run, adapted: Run, tiny_store: Path, tmp_path: Path) -> None:
     """Both end with the weights of an array that nothing disturbed, each with those of its own line."""
-    lines, (pretrained,) = tmp_path / "lines.txt", whole.out.glob("pretrain-*/checkpoints/last.ckpt")
-    lines.write_text(
-        "# what differs\n--property band_gap --strategy full\n\n--property shear_modulus --strategy layer_decay\n"
-    )
-    words, kind = [lines, "--pretrained", pretrained], "adapt_array"
-    calm = Run(tiny_store, tmp_path / "calm", "--array=1-2", step=0, script=kind, words=words)
-    run = Run(tiny_store, tmp_path / "run", "--array=1-2", script=kind, words=words)
+    run = Run(tiny_store, tmp_path, "--array=1-2", script="adapt_array", words=array_words(whole, tmp_path))
     run.until(lambda: (run.out / f"adapt-{run.job}_2" / "checkpoints" / "last.ckpt").exists())
     slurm("scancel", "--signal=USR1", f"{run.job}_2")
     for task, restarts in ((1, "0"), (2, "1")):
-        for one in (run, calm):
-            one.until(lambda one=one, task=task: one.shown("JobState", f"{one.job}_{task}") == "COMPLETED")
-        assert run.shown("Restarts", f"{run.job}_{task}") == restarts
-        contents = [one.content(f"adapt-{one.job}_{task}") for one in (calm, run)]
-        assert [place for part in PARTS for place in differing(*(held[part] for held in contents), part)] == []
+        name = f"{run.job}_{task}"
+        run.until(lambda name=name: run.shown("JobState", name) == "COMPLETED")
+        assert run.shown("Restarts", name) == restarts
+        assert_adapted_as(adapted, task, run, f"adapt-{name}")
     assert " by SIGUSR1; saved in " in run.log()
+
+
+def test_an_adaptation_goes_on(whole: Run, adapted: Run, tiny_store: Path, tmp_path: Path) -> None:
+    words = [*LINES[1].split(), "--pretrained", whole.last]
+    run = Run(tiny_store, tmp_path / "run", script="adapt", words=words)
+    run.trains()
+    slurm("scancel", "--signal=USR1", run.job)
+    run.ends()
+    assert run.shown("Restarts") == "1"
+    assert " by SIGUSR1; saved in " in run.log()
+    assert_adapted_as(adapted, 2, run, f"adapt-{run.job}")
