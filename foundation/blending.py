@@ -1,7 +1,7 @@
-"""How much a model, a forest on descriptors and the median of the labels say, by what each says of labels not seen.
+"""How much a model and its companions say, by what each says of labels not seen.
 
-With few labels a forest is often as good as an encoder, and their mean better than both; with very few the median is
-hard to beat.
+With few labels a forest or support vectors on descriptors are often as good as an encoder, and their mean better than
+all; with very few the median is hard to beat.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from datamodules.properties import Property
 from foundation.auto.folds import Folds
 from foundation.classical.blended import Weights, blended
-from foundation.classical.forest import Forest
+from foundation.classical.companions import Companions
 from foundation.inference import Values
 from foundation.rewriting import replace_head
 from foundation.training.module import MultiTaskModule
@@ -23,11 +23,11 @@ from foundation.training.spec import HeadSpec
 
 STEPS = 10  # weights are multiples of a tenth
 GRID = [
-    Weights(a / STEPS, b / STEPS, (STEPS - a - b) / STEPS)
-    for a, b in product(range(STEPS, -1, -1), repeat=2)
-    if a + b <= STEPS
+    Weights(*(part / STEPS for part in (*parts, STEPS - sum(parts))))
+    for parts in product(range(STEPS, -1, -1), repeat=len(Weights._fields) - 1)
+    if sum(parts) <= STEPS
 ]
-ALONE = [Weights(1.0, 0.0, 0.0)]
+ALONE = [Weights(1.0, 0.0, 0.0, 0.0)]
 
 
 def can_blend(property: Property) -> bool:
@@ -35,22 +35,19 @@ def can_blend(property: Property) -> bool:
     return property.kind == "scalar" and property.level == "crystal"
 
 
-def mixtures(encoder: Values, forest: Values, medians: Values, property: Property) -> Values:
+def mixtures(said: Values, property: Property) -> Values:
     """Every mixture of the grid.
 
     Args:
-        encoder: [n] what models say, in physical units.
-        forest: [n] what forests say.
-        medians: [n] medians.
+        said: [4, n] what models say, then what their companions say, in physical units.
         property: What is predicted; they are mixed in the space where it is learned.
 
     Returns:
         [len(GRID), n] in physical units.
     """
-    three = np.stack([encoder, forest, medians])
     if property.log:
-        return np.asarray(10.0 ** (np.array(GRID) @ np.log10(three)), dtype=np.float64)
-    return np.asarray(np.array(GRID) @ three, dtype=np.float64)
+        return np.asarray(10.0 ** (np.array(GRID) @ np.log10(said)), dtype=np.float64)
+    return np.asarray(np.array(GRID) @ said, dtype=np.float64)
 
 
 def nested_errors(errors: Values, fold: npt.NDArray[np.int64]) -> Values:
@@ -67,39 +64,35 @@ def nested_errors(errors: Values, fold: npt.NDArray[np.int64]) -> Values:
     return nested
 
 
-def weigh(folds: Folds, encoder: Values, forest: Values, property: Property) -> tuple[Weights, dict[str, float]]:
+def weigh(folds: Folds, said: Values, property: Property) -> tuple[Weights, dict[str, float]]:
     """The weights with the lowest error, and mean absolute errors in physical units: of each alone and blended.
 
     Args:
         folds: The labels.
-        encoder: [n] what the models say of the labels that they have not seen, in physical units.
-        forest: [n] what the forests say.
+        said: [4, n] what the models say of the labels that they have not seen, then what their companions say, in
+            physical units.
         property: What is predicted.
     """
-    medians = folds.medians()
-    errors = np.abs(mixtures(encoder, forest, medians, property) - folds.labels)
-    alone = {"encoder": encoder, "forest": forest, "median": medians}
-    told = {name: float(np.abs(values - folds.labels).mean()) for name, values in alone.items()}
+    errors = np.abs(mixtures(said, property) - folds.labels)
+    alone = np.abs(said - folds.labels).mean(axis=1)
+    told = dict(zip(Weights._fields, alone.tolist(), strict=True))
     best = int(errors.mean(axis=1).argmin())
     return GRID[best], {**told, "blended": float(nested_errors(errors, folds.fold).mean())}
 
 
-def blend_module(
-    module: MultiTaskModule, name: str, forest: Forest, weights: Weights, median: float, folder: Path
-) -> None:
+def blend_module(module: MultiTaskModule, name: str, companions: Companions, weights: Weights, folder: Path) -> None:
     """Put a blended head into a trained module and its last checkpoint.
 
     Args:
         module: The module.
         name: The property.
-        forest: Fitted to the same labels.
+        companions: Fitted to the same labels.
         weights: How much each says.
-        median: Of the same labels, in physical units.
         folder: The module's run.
     """
     spec = module.card["spec"]["heads"][name]
     plain = HeadSpec(spec["class_path"], spec["init_args"], Property(**spec["property"]))
     head = dict(module.named_heads())[name]
-    new, made = blended(head, plain, forest, weights, median, module.encoder.recipe)
+    new, made = blended(head, plain, companions, weights, module.encoder.recipe)
     module.heads[name] = new
     replace_head(folder / "checkpoints" / "last.ckpt", module, made)

@@ -1,7 +1,7 @@
 """Cross-validated ensembles: every label is predicted by a model that has not seen it, which says how far to trust it.
 
 Of K models each trains without one fold of the labels. What they say of the labels left out gives the error to expect,
-and the weights by which each model is blended with a forest that was fitted to the same labels.
+and the weights by which each model is blended with its companions, which were fitted to the same labels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from datamodules.errors import InputError
 from foundation.auto.folds import cut
 from foundation.blending import blend_module, can_blend, weigh
 from foundation.classical.blended import Weights
+from foundation.classical.companions import fit_companions
 from foundation.classical.descriptors import describe
-from foundation.classical.forest import fit_forest
 from foundation.inference import Ensemble
 from foundation.training.module import MultiTaskModule
 
@@ -32,8 +32,8 @@ class Crossfit:
     """What came of it.
 
     Attributes:
-        weights: How much the encoder, the forest and the median say.
-        errors: Mean absolute errors on labels not seen, in physical units: of the three alone, and of the mixture
+        weights: How much the encoder, the forest, the support vectors and the median say.
+        errors: Mean absolute errors on labels not seen, in physical units: of each of these alone, and of the mixture
             with its weights chosen anew without each fold.
     """
 
@@ -64,18 +64,17 @@ def crossfit(data: CrystalDataModule, count: int, seed: int, folder: Path, train
         raise InputError(f"--folds: {name} is not one scalar per crystal; use --seeds")
     folds = cut(data, count, seed, "--folds")
     descriptors = describe(data, folds.rows)
-    encoder, trees = np.empty(len(folds.rows)), np.empty(len(folds.rows))
-    models, forests = [], []
+    said = np.empty((len(Weights._fields), len(folds.rows)))
+    models, beside = [], []
     for number in range(count):
         held = folds.fold == number
         module = train(folds.data_of(number), number)
-        encoder[held] = Ensemble([module]).predict_graphs(data.graphs, folds.rows[held])[name][:, 0]
-        forest = fit_forest(descriptors[~held], folds.labels[~held], property, seed=number)
-        trees[held] = forest.physical(descriptors[held], property)
+        said[0, held] = Ensemble([module]).predict_graphs(data.graphs, folds.rows[held])[name][:, 0]
+        companions = fit_companions(descriptors[~held], folds.labels[~held], property, seed=number)
+        said[1:, held] = companions.physical(descriptors[held], property)
         models.append(module)
-        forests.append(forest)
-    weights, errors = weigh(folds, encoder, trees, property)
-    for number, (module, forest) in enumerate(zip(models, forests, strict=True)):
-        median = float(np.median(folds.labels[folds.fold != number]))
-        blend_module(module, name, forest, weights, median, folder / f"fold{number}")
+        beside.append(companions)
+    weights, errors = weigh(folds, said, property)
+    for number, (module, companions) in enumerate(zip(models, beside, strict=True)):
+        blend_module(module, name, companions, weights, folder / f"fold{number}")
     return Crossfit(weights, errors)

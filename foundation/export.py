@@ -71,8 +71,8 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
         for name, spec in checkpoint.spec.heads.items():
             if spec.class_path == HEAD:
                 raise InputError(
-                    f"{checkpoint.path}: its head for {name} mixes in a forest, which is no program of tensors; "
-                    "adapt with --seeds instead of --folds to export"
+                    f"{checkpoint.path}: its head for {name} mixes in a forest and support vectors, which are no "
+                    "program of tensors; adapt with --seeds instead of --folds to export"
                 )
     checkpoints = [_with_plain_products(checkpoint) for checkpoint in checkpoints]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])

@@ -34,8 +34,9 @@ SETTINGS = AutoSettings(candidates={"full": [1e-2, 1e-3, 1e-4], "last_blocks": [
 
 
 def poor(folds: Folds) -> Values:
-    """What a forest would say that has learned nothing."""
-    return np.full(len(folds.labels), 1e3)
+    """What companions would say that have learned nothing, but for the median."""
+    nothing = np.full(len(folds.labels), 1e3)
+    return np.stack([nothing, nothing, folds.medians()])
 
 
 class FakeSetting(Setting):
@@ -252,6 +253,6 @@ def test_auto_chooses_for_what_is_not_one_number(
     assert answer.code == 0, answer.err
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())["auto"]
     assert found["strategy"] == SCRATCH
-    assert found["weights"] == {"encoder": 1.0, "forest": 0.0, "median": 0.0}
+    assert found["weights"] == {"encoder": 1.0, "forest": 0.0, "support_vectors": 0.0, "median": 0.0}
     assert found["estimate"]["low"] <= found["estimate"]["value"] <= found["estimate"]["high"]
     assert list(found["gains"]) == ["a guess by the mean"]

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import Command
 from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 from testing import compounds, make_store, other_cell, supercell, tiny_encoder
 
 from datamodules.batching import build_graphs
@@ -21,10 +23,13 @@ from datamodules.properties import KNOWN
 from foundation.auto.folds import Folds
 from foundation.blending import GRID, weigh
 from foundation.checkpoint import find_members, load_checkpoint
+from foundation.classical import support_vectors
 from foundation.classical.blended import Weights, blended
+from foundation.classical.companions import fit_companions
 from foundation.classical.descriptors import describe
 from foundation.classical.forest import NUM_TREES, SETTINGS, fit_forest
-from foundation.inference import Ensemble
+from foundation.classical.support_vectors import fit_support_vectors
+from foundation.inference import Ensemble, Values
 from foundation.training.spec import HeadSpec
 
 NAME = "formation_energy_per_atom"
@@ -38,28 +43,57 @@ def test_the_arrays_predict_as_the_forest_they_were_made_from(folds: Folds) -> N
     np.testing.assert_allclose(forest.predict(features), model.predict(features), rtol=1e-10)
 
 
+@pytest.mark.parametrize("most", [1000, 20])
+def test_they_predict_as_the_support_vectors_they_were_made_from(
+    folds: Folds, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support_vectors, "MOST", most)
+    features = describe(folds.data, folds.rows)
+    property = replace(KNOWN[NAME], log=True)
+    labels = folds.labels - folds.labels.min() + 1
+    made = fit_support_vectors(features[:30], labels[:30], property, seed=3)
+    chosen = np.sort(np.random.default_rng(3).permutation(30)[:most])
+    scaler = StandardScaler().fit(features.to_numpy()[chosen])
+    goal = np.log10(labels)[chosen]
+    model = SVR(gamma=0.1 / features.shape[1], **support_vectors.SETTINGS)
+    model.fit(scaler.transform(features.to_numpy()[chosen]), (goal - np.median(goal)) / goal.std())
+    expected = model.predict(scaler.transform(features.to_numpy())) * goal.std() + np.median(goal)
+    np.testing.assert_allclose(made.predict(features), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_labels_that_are_all_the_same_are_predicted(folds: Folds) -> None:
+    features = describe(folds.data, folds.rows)
+    made = fit_companions(features[:10], np.full(10, 3.0), KNOWN[NAME])
+    np.testing.assert_allclose(made.physical(features, KNOWN[NAME]), 3.0)
+
+
 def test_weights_add_up_and_the_best_one_says_most(folds: Folds) -> None:
     assert all(sum(weights) == pytest.approx(1) and min(weights) >= 0 for weights in GRID)
-    assert len(set(GRID)) == 66
+    assert len(set(GRID)) == 286
     random = np.random.default_rng(0)
     noise = random.normal(size=(2, len(folds.rows)))
     exact, poor = folds.labels, folds.labels + 100 * noise[0]
-    weights, errors = weigh(folds, exact, poor, KNOWN[NAME])
-    assert weights == Weights(1.0, 0.0, 0.0)
+
+    def weighed(*three: Values) -> tuple[Weights, dict[str, float]]:
+        return weigh(folds, np.stack([*three, folds.medians()]), KNOWN[NAME])
+
+    weights, errors = weighed(exact, poor, poor)
+    assert weights == Weights(1.0, 0.0, 0.0, 0.0)
     assert errors["blended"] == errors["encoder"] == 0
-    assert weigh(folds, poor, exact, KNOWN[NAME])[0] == Weights(0.0, 1.0, 0.0)
-    assert weigh(folds, poor, poor, KNOWN[NAME])[0].median > 0.8
+    assert weighed(poor, exact, poor)[0] == Weights(0.0, 1.0, 0.0, 0.0)
+    assert weighed(poor, poor, exact)[0] == Weights(0.0, 0.0, 1.0, 0.0)
+    assert weighed(poor, poor, poor)[0].median > 0.8
     size = 0.3 * folds.labels.std()
-    both, errors = weigh(folds, exact + size * noise[0], exact + size * noise[1], KNOWN[NAME])
+    both, errors = weighed(exact + size * noise[0], poor, exact + size * noise[1])
     assert 0.2 < both.encoder < 0.8
-    assert errors["blended"] < min(errors["encoder"], errors["forest"])
+    assert errors["blended"] < min(errors["encoder"], errors["support_vectors"])
 
 
 def test_the_error_told_is_of_weights_chosen_without_the_fold(folds: Folds) -> None:
-    noise = np.random.default_rng(1).normal(size=(2, len(folds.rows))) * 2 * folds.labels.std()
-    weights, errors = weigh(folds, folds.labels + noise[0], folds.labels + noise[1], KNOWN[NAME])
-    three = np.stack([folds.labels + noise[0], folds.labels + noise[1], folds.medians()])
-    assert errors["blended"] >= np.abs(np.array(weights) @ three - folds.labels).mean()
+    noise = np.random.default_rng(1).normal(size=(3, len(folds.rows))) * 2 * folds.labels.std()
+    said = np.stack([*(folds.labels + noise), folds.medians()])
+    weights, errors = weigh(folds, said, KNOWN[NAME])
+    assert errors["blended"] >= np.abs(np.array(weights) @ said - folds.labels).mean()
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -67,7 +101,7 @@ def test_a_blended_head_says_what_its_parts_say(folds: Folds, log: bool) -> None
     property = replace(KNOWN["shear_modulus"], log=log)
     labels = 10.0 ** np.linspace(0, 2, len(folds.rows))
     features = describe(folds.data, folds.rows)
-    forest = fit_forest(features, labels, property)
+    companions = fit_companions(features, labels, property)
     encoder = tiny_encoder()
     spec = HeadSpec("heads.ScalarHead", {}, property)
     head = spec.build(str(encoder.irreps_out))
@@ -76,14 +110,13 @@ def test_a_blended_head_says_what_its_parts_say(folds: Folds, log: bool) -> None
     with torch.no_grad():
         scaled = head(encoder(batch), batch)
         own = head.predict(scaled, batch).double()
-        for weights in (Weights(1, 0, 0), Weights(0, 1, 0), Weights(0, 0, 1), Weights(0.5, 0.3, 0.2)):
-            mixed, made = blended(head, spec, forest, weights, 7.0, encoder.recipe)
+        for weights in (*(Weights(*alone) for alone in np.eye(4).tolist()), Weights(0.4, 0.3, 0.2, 0.1)):
+            mixed, made = blended(head, spec, companions, weights, encoder.recipe)
             got = mixed.predict(mixed(encoder(batch), batch), batch).double()
-            parts = torch.stack([own, torch.from_numpy(forest.predict(features)), torch.full_like(own, 7.0)])
-            if log:
-                parts[0], parts[2] = parts[0].log10(), parts[2].log10()
-            expected = torch.tensor(weights, dtype=torch.float64) @ parts
-            torch.testing.assert_close(got, 10**expected if log else expected, rtol=1e-4, atol=1e-4)
+            parts = torch.cat([own[None], torch.from_numpy(companions.physical(features, property))])
+            shares = torch.tensor(weights, dtype=torch.float64)
+            expected = 10 ** (shares @ parts.log10()) if log else shares @ parts
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     again = made.build(str(encoder.irreps_out))
     again.load_state_dict(mixed.state_dict())
     assert torch.equal(again.predict(scaled, batch), mixed.predict(scaled, batch))

@@ -50,9 +50,9 @@ def choose(setting: Setting, data: CrystalDataModule, settings: AutoSettings, bu
         InputError: If the labels are too few or all the same.
     """
     folds = cut(data, settings.folds, seed)
-    forest, opponents = of_numbers(folds) if is_number(setting.head.property) else of_shapes(folds, setting.head)
+    beside, opponents = of_numbers(folds) if is_number(setting.head.property) else of_shapes(folds, setting.head)
     found = search(setting, folds, settings, budget, data.batch_size)
-    verdict = decide(found.rungs, folds, forest, opponents)
+    verdict = decide(found.rungs, folds, beside, opponents)
     adaptation = setting.adaptation(verdict.candidate)
     if not found.final_folds and verdict.weights.encoder < 1:
         adaptation = replace(adaptation, strategy=Combined([adaptation.strategy, Blend(verdict.weights)]))

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from foundation.auto.folds import Folds
+from foundation.classical.companions import Companions, fit_companions
 from foundation.classical.descriptors import describe
-from foundation.classical.forest import fit_forest
 from foundation.classical.trees import fit_trees
 from foundation.inference import Values
 from foundation.largest_errors import crystal_errors
@@ -18,21 +18,20 @@ _ANY = "8x0e+8x1o+8x2e"  # irreps that any head can be built on
 
 
 def of_numbers(folds: Folds) -> tuple[Values, dict[str, Values]]:
-    """[n] out-of-fold predictions of a forest, which may be mixed in, and [n] of each opponent."""
+    """[3, n] out-of-fold predictions of companions, which may be mixed in, and [n] of each opponent."""
     property = folds.data.property_of(folds.data.names[0])
     described = describe(folds.data, folds.rows)
-    trees, forest = np.empty(len(folds.rows)), np.empty(len(folds.rows))
+    trees, beside = np.empty(len(folds.rows)), np.empty((len(Companions._fields), len(folds.rows)))
     for held in range(folds.count):
         out = folds.fold == held
         trees[out] = fit_trees(described[~out], folds.labels[~out], property, seed=held).predict(described[out])
-        forest[out] = fit_forest(described[~out], folds.labels[~out], property, seed=held).physical(
-            described[out], property
-        )
-    return forest, {"the median": folds.medians(), "gradient-boosted trees": trees}
+        companions = fit_companions(described[~out], folds.labels[~out], property, seed=held)
+        beside[:, out] = companions.physical(described[out], property)
+    return beside, {"the median": folds.medians(), "gradient-boosted trees": trees}
 
 
 def of_shapes(folds: Folds, spec: HeadSpec) -> tuple[Values, dict[str, Values]]:
-    """The same for what is not one number per crystal, as errors: there is no forest, and one guess."""
+    """The same for what is not one number per crystal, as errors: there are no companions, and one guess."""
     head, name = spec.build(_ANY), folds.data.names[0]
     errors = np.empty(len(folds.rows))
     for held in range(folds.count):
@@ -46,4 +45,4 @@ def of_shapes(folds: Folds, spec: HeadSpec) -> tuple[Values, dict[str, Values]]:
             guess = shares.expand(len(data.split.test), -1)
         target = head.comparable(guess, data.targets(name, data.split.test), asked)
         errors[folds.fold == held] = crystal_errors(head, guess, target, asked)[:, 2]
-    return np.zeros(len(folds.rows)), {"a guess by the mean": errors}
+    return np.zeros((len(Companions._fields), len(folds.rows))), {"a guess by the mean": errors}

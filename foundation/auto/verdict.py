@@ -39,7 +39,7 @@ class Verdict:
     Attributes:
         candidate: The winner.
         epochs: How long it should train.
-        weights: How much the model, a forest on descriptors and the median of the labels say.
+        weights: How much the model, a forest and support vectors on descriptors, and the median of the labels say.
         estimate: Error to expect, by choosing again without each fold and judging on that fold.
         gains: Opponent -> how much lower the winner's error is, label by label.
         lines: The same for people.
@@ -67,23 +67,23 @@ class Verdict:
         }
 
 
-def decide(rungs: list[Rung], folds: Folds, forest: Values, opponents: Mapping[str, Values]) -> Verdict:
+def decide(rungs: list[Rung], folds: Folds, beside: Values, opponents: Mapping[str, Values]) -> Verdict:
     """Judge the last rung.
 
     Args:
         rungs: The rungs of the search.
         folds: The labels.
-        forest: [n] out-of-fold predictions of a forest, which may be mixed in.
+        beside: [3, n] out-of-fold predictions of companions, which may be mixed in.
         opponents: Name -> [n] out-of-fold predictions of what costs nothing: the median, the trees.
     """
     last = rungs[-1]
     property = folds.data.property_of(folds.data.names[0])
     judged = folds.fold < last.folds
-    labels, medians = folds.labels[judged], folds.medians()[judged]
+    labels = folds.labels[judged]
     grid = GRID if can_blend(property) else ALONE
     keys = [(score.candidate, weights) for score in last.scores for weights in grid]
     told = [
-        mixtures(score.predicted[judged], forest[judged], medians, property)
+        mixtures(np.stack([score.predicted, *beside])[:, judged], property)
         if can_blend(property)
         else score.predicted[None, judged]
         for score in last.scores
@@ -93,7 +93,9 @@ def decide(rungs: list[Rung], folds: Folds, forest: Values, opponents: Mapping[s
     nested = nested_errors(errors, folds.fold[judged])
     against = {name: np.abs(predicted[judged] - labels) for name, predicted in opponents.items()}
     scratch = [place for place, (tried, _) in enumerate(keys) if tried.strategy == SCRATCH]
-    if scratch and candidate.strategy != SCRATCH:  # mixed likewise, so that what the forest does is not called transfer
+    if (
+        scratch and candidate.strategy != SCRATCH
+    ):  # mixed likewise, so that what its companions do is not called transfer
         against["from scratch"] = nested_errors(errors[scratch], folds.fold[judged])
     gains = {name: _interval(error - nested) for name, error in against.items()}
     epochs = _epochs(rungs, candidate, folds)
@@ -101,7 +103,7 @@ def decide(rungs: list[Rung], folds: Folds, forest: Values, opponents: Mapping[s
     lines = [
         *_tried(rungs, property.unit),
         f"auto: chosen is {candidate}, {epochs} epochs",
-        f"auto: predictions are {', '.join(f'{share:.0%} {name}' for name, share in weights._asdict().items())}",
+        f"auto: predictions are {weights}",
         f"auto: error to expect {estimate} {property.unit}, by nested cross-validation on the training labels alone",
         *(_claim(name, float(against[name].mean()), gain, property.unit) for name, gain in gains.items()),
     ]

@@ -7,8 +7,8 @@ Ours takes what our commands take: on thousands of crystals the optimizer of pre
 encoder, on hundreds AdamW, as adapting does. The learning rate of each model and task is the best of those tried, at
 the shortest budget, on training crystals that were held out; the judged crystals play no part in it. ``ours_seeds``
 spends its seconds as ``foundation adapt --seeds N`` does, on models of half the shortest budget each, and
-``ours_folds`` as ``--folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest on
-descriptors; of a longer budget other folds get a part.
+``ours_folds`` as ``--folds 5`` does: on five models, each without a fifth of the crystals, mixed with a forest and
+support vectors on descriptors; of a longer budget other folds get a part.
 """
 
 from __future__ import annotations

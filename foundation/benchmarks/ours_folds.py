@@ -1,4 +1,4 @@
-"""Our encoder as `foundation adapt --folds 5` uses it: five models, each without a fifth, mixed with a forest.
+"""Our encoder as `foundation adapt --folds 5` uses it: five models, each without a fifth, mixed with companions.
 
 ``python -m foundation.benchmarks.ours_folds`` does one job of training.
 """
@@ -22,8 +22,9 @@ from foundation.benchmarks.ours import Ours
 from foundation.benchmarks.peers.contest import Clock, Crystals, Rows, say
 from foundation.benchmarks.peers.training import Predictor, fit_for, parts_of
 from foundation.blending import GRID, mixtures
+from foundation.classical.blended import Weights
+from foundation.classical.companions import Companions, fit_companions
 from foundation.classical.descriptors import describe_graphs
-from foundation.classical.forest import Forest, fit_forest
 from foundation.process import keep_freed_memory
 
 COUNT = 5
@@ -34,15 +35,15 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     """Train the models one after another within one budget, then judge the mean of their mixtures.
 
     Of a longer budget other cuts into folds get a part each: a few hundred crystals are learned by heart in minutes,
-    and more models help where longer training harms. Graphs, descriptors, forests and what is predicted to find the
-    weights are part of the budget; judging is not.
+    and more models help where longer training harms. Graphs, descriptors, companions and what is predicted to find
+    the weights are part of the budget; judging is not.
 
     Args:
         crystals: The crystals.
         job: As ``train_for`` of the peers takes it, and ``cuts``, how often the crystals are cut into folds.
 
     Returns:
-        What ``train_for`` returns, with the ``weights`` of encoder, forest and median.
+        What ``train_for`` returns, with the ``weights`` of encoder and companions.
     """
     clock, judging = Clock(job["device"]), 0.0
     fit, judged = parts_of(crystals, job["fit"]), parts_of(crystals, job["judge"])
@@ -52,26 +53,25 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     begin = clock.seconds()
     judged_descriptors = _described(crystals, judged, job)
     judging += clock.seconds() - begin
-    own, others = np.zeros((3, len(fit))), []
+    own, others = np.zeros((len(Weights._fields), len(fit))), []
     took = []
     for number in range(job["cuts"] * COUNT):
         seed = job["seed"] + number
         torch.manual_seed(seed)
         held = cut_by_formula(formulas, COUNT, job["seed"] + number // COUNT) == number % COUNT
-        forest = fit_forest(descriptors[~held], target[~held], _TARGET, seed=seed)
+        companions = fit_companions(descriptors[~held], target[~held], _TARGET, seed=seed)
         share = (job["budget"] - (clock.seconds() - judging)) / (job["cuts"] * COUNT - number)
         contestant = Ours(crystals, job)
         contestant.model.to(job["device"])
         model_says, found = fit_for(contestant, crystals, fit[~held], {**job, "budget": share, "seed": seed})
         took.append(found)
-        says = _Three(model_says, forest, float(np.median(target[~held])))
+        says = _Mixed(model_says, companions)
         own[:, held] += says(fit[held], descriptors[held]) / job["cuts"]
         begin = clock.seconds()
         others.append(says(judged, judged_descriptors))
         judging += clock.seconds() - begin
-    best = int(np.abs(mixtures(own[0], own[1], own[2], _TARGET) - target).mean(axis=1).argmin())
-    encoder, trees, medians = np.mean(others, axis=0)
-    predicted = mixtures(encoder, trees, medians, _TARGET)[best]
+    best = int(np.abs(mixtures(own, _TARGET) - target).mean(axis=1).argmin())
+    predicted = mixtures(np.mean(others, axis=0), _TARGET)[best]
     broken = any(found["train_loss"] is None for found in took)
     return {
         **took[-1],
@@ -82,18 +82,15 @@ def train_folds(crystals: Crystals, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Three(NamedTuple):
-    """What is mixed: a model, a forest, and the median of the labels that both were fitted to."""
+class _Mixed(NamedTuple):
+    """A model, and its companions, fitted to the same labels."""
 
     model_says: Predictor
-    forest: Forest
-    median: float
+    companions: Companions
 
     def __call__(self, rows: Rows, descriptors: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """[3, K] for these crystals."""
-        return np.array(
-            [self.model_says(rows), self.forest.physical(descriptors, _TARGET), np.full(len(rows), self.median)]
-        )
+        """[4, K] for these crystals."""
+        return np.stack([self.model_says(rows), *self.companions.physical(descriptors, _TARGET)])
 
 
 def _described(crystals: Crystals, rows: Rows, job: dict[str, Any]) -> pd.DataFrame:

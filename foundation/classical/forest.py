@@ -47,11 +47,6 @@ class Forest(NamedTuple):
                 return np.asarray(self.value[tree, node].mean(axis=0), dtype=np.float64)
             node = following
 
-    def physical(self, features: pd.DataFrame, property: Property) -> Values:
-        """[B, D] descriptors -> [B] in physical units."""
-        learned = self.predict(features)
-        return 10.0**learned if property.log else learned
-
 
 def fit_forest(features: pd.DataFrame, labels: Values, property: Property, seed: int = 0) -> Forest:
     """Fit a forest, to log10 of the labels where the property says so.

@@ -61,7 +61,7 @@ def parser() -> ArgumentParser:
         type=int,
         default=0,
         help="train a model without each of so many folds; the labels left out say what to expect and how much weight "
-        "a forest on descriptors and the median get beside the models",
+        "a forest and support vectors on descriptors and the median get beside the models",
     )
     made.add_argument("--head", type=HeadMaker, help="class_path and init_args of the new head")
     made.add_class_arguments(EquivariantEncoder, "encoder")
@@ -206,9 +206,8 @@ def _adapt_folds(
 
     made = crossfit(data, config.folds, config.seed, run.folder, train_fold)
     unit = data.property_of(config.property).unit
-    told = ", ".join(f"{name} {number(error)}" for name, error in made.errors.items())
-    shares = ", ".join(f"{share:.0%} {name}" for name, share in made.weights._asdict().items())
-    say(f"folds: MAE on labels left out, {unit}: {told}; predictions are {shares}")
+    told = ", ".join(f"{name.replace('_', ' ')} {number(error)}" for name, error in made.errors.items())
+    say(f"folds: MAE on labels left out, {unit}: {told}; predictions are {made.weights}")
     return _conclude(members, data, run, config, recorded, {"crossfit": made.as_dict()})
 
 

@@ -1,4 +1,4 @@
-"""Predictions mixed with those of a forest on descriptors and with the median of the labels."""
+"""Predictions mixed with those of a forest and support vectors on descriptors, and with the median of the labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from datamodules.datamodule import CrystalDataModule
 from foundation.blending import blend_module
 from foundation.classical.blended import Weights
+from foundation.classical.companions import fit_companions
 from foundation.classical.descriptors import describe
-from foundation.classical.forest import fit_forest
 from foundation.strategies.base import AdaptationStrategy
 from foundation.training.module import MultiTaskModule
 
@@ -32,9 +32,9 @@ class Blend(AdaptationStrategy):
         return dict.fromkeys(stages, 1.0)
 
     def finish(self, module: MultiTaskModule, data: CrystalDataModule, folder: Path) -> dict[str, Any]:
-        """Fit the forest to the labels that trained, and blend the module and its last checkpoint."""
+        """Fit the companions to the labels that trained, and blend the module and its last checkpoint."""
         (name,) = data.names
         rows, labels = data.training_labels(name)
-        forest = fit_forest(describe(data, rows), labels.numpy(), data.property_of(name))
-        blend_module(module, name, forest, self.weights, float(labels.median()), folder)
+        companions = fit_companions(describe(data, rows), labels.numpy(), data.property_of(name))
+        blend_module(module, name, companions, self.weights, folder)
         return {}

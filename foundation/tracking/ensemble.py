@@ -15,8 +15,8 @@ from foundation.tracking.logger import Tracker
 def record_ensemble(tracker: Tracker, results: Mapping[str, Any], folder: Path) -> None:
     """Add metrics ``ensemble/PART/PROPERTY/METRIC``, the parity plot, and the member as the ensemble holds it.
 
-    A member of folds gets its forest after its training, so its checkpoint is another than the one recorded then. Where
-    it is the same, W&B knows it by its content and makes no new version.
+    A member of folds gets its companions after its training, so its checkpoint is another than the one recorded then.
+    Where it is the same, W&B knows it by its content and makes no new version.
 
     Args:
         tracker: The record of a member, begun again.
