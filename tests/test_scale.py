@@ -100,10 +100,12 @@ def test_memory_of_a_process_hardly_grows_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_two_processes_are_compared_with_one(foundation: Command, tmp_path: Path) -> None:
-    answer = foundation("benchmark", "scaling", "--rounds", 1, "--steps", 1, "--out", tmp_path / "scaling.json")
+    out, words = tmp_path / "scaling.json", ("--rounds", 1, "--steps", 1, "--batch-size", 8)
+    answer = foundation("benchmark", "scaling", *words, "--out", out)
     assert answer.code == 0, answer.err
     assert "idle check" in answer.out
-    found = json.loads((tmp_path / "scaling.json").read_text())
+    found = json.loads(out.read_text())
+    assert found["batch_size"] == 8
     for way in ("balanced", "counted"):
         for place, clock in enumerate(("wall", "processor")):
             expected = found["alone"][0][place] / found[way][0][place] / 2

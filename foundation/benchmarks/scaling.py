@@ -39,7 +39,9 @@ IDLE = 0.9  # share of a core that a process must get for its figures to say som
 _SPIN_SECONDS = 0.2
 
 
-def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool) -> dict[str, Any]:
+def run_scaling(
+    data: Path | None, rounds: int, steps: int, compile: bool, batch_size: int = BATCH_SIZE
+) -> dict[str, Any]:
     """Start the two processes and put their figures together.
 
     Args:
@@ -47,6 +49,7 @@ def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool) -> di
         rounds: How often every way is timed.
         steps: Steps of the two processes in each.
         compile: Whether the encoder is compiled, as it is in long runs.
+        batch_size: Crystals of each process in a step.
 
     Returns:
         ``efficiency`` of every way by ``wall`` and by ``processor`` time, where that of the slower process of each
@@ -56,7 +59,7 @@ def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool) -> di
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    job = {"data": data and str(data), "rounds": rounds, "steps": steps, "compile": compile}
+    job = {"data": data and str(data), "rounds": rounds, "steps": steps, "compile": compile, "batch_size": batch_size}
     command = [sys.executable, "-m", __name__, json.dumps(job)]
     launched = []
     for rank in "01":
@@ -82,7 +85,7 @@ def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool) -> di
 class Trainer:
     """A model and the crystals that it trains on, in one of the processes."""
 
-    def __init__(self, crystals: list[Crystal], compile: bool) -> None:
+    def __init__(self, crystals: list[Crystal], compile: bool, batch_size: int) -> None:
         torch.manual_seed(0)
         self.module = build_module(benchmark_spec(), optimization()).train()
         if compile:
@@ -91,6 +94,7 @@ class Trainer:
         self.work = Work(self.graphs)
         self.together = DistributedDataParallel(_Step(self.module))
         self.optimizer = self.module.make_optimizer()
+        self.batch_size = batch_size
         self.random = np.random.default_rng(0)  # the same in both processes
 
     def step(self, rows: Rows, model: nn.Module) -> float:
@@ -106,7 +110,7 @@ class Trainer:
     def round(self, steps: int) -> dict[str, list[float]]:
         """Wall and processor seconds of every way on the same crystals, in an order that changes."""
         rank = dist.get_rank()
-        batches = [self.random.integers(0, len(self.graphs), 2 * BATCH_SIZE) for _ in range(steps)]
+        batches = [self.random.integers(0, len(self.graphs), 2 * self.batch_size) for _ in range(steps)]
         own = _Step(self.module)
 
         def alone() -> list[float]:
@@ -184,8 +188,8 @@ def main(job: dict[str, Any]) -> None:
     dist.destroy_process_group()
 
 
-def _measure(data: str | None, rounds: int, steps: int, compile: bool) -> dict[str, Any]:
-    trainer = Trainer(benchmark_crystals(Path(data) if data else None), compile)
+def _measure(data: str | None, rounds: int, steps: int, compile: bool, batch_size: int) -> dict[str, Any]:
+    trainer = Trainer(benchmark_crystals(Path(data) if data else None), compile, batch_size)
     for _ in range(2 + compile):  # warms up
         trainer.round(1)
     core: list[float] = []
@@ -200,6 +204,7 @@ def _measure(data: str | None, rounds: int, steps: int, compile: bool) -> dict[s
         "all_reduce_seconds": _all_reduce_seconds(trainer),
         "steps": steps,
         "compile": compile,
+        "batch_size": batch_size,
     }
 
 

@@ -22,6 +22,7 @@ def scaling_parser() -> OneLineParser:
     made.add_argument("--rounds", type=int, default=9, help="rounds (%(default)s)")
     made.add_argument("--steps", type=int, default=10, help="steps of the two processes in a round (%(default)s)")
     made.add_argument("--compile", action="store_true", help="compile the encoder, as long runs do")
+    made.add_argument("--batch-size", type=int, default=32, help="crystals of each process in a step (%(default)s)")
     return made
 
 
@@ -49,7 +50,8 @@ def _scaling(args: argparse.Namespace) -> int:
     from foundation.commands.report import number, print_table
     from foundation.files import write_json
 
-    found = run_scaling(crystals_file(args.data), max(1, args.rounds), max(1, args.steps), args.compile)
+    rounds, steps, size = (max(1, given) for given in (args.rounds, args.steps, args.batch_size))
+    found = run_scaling(crystals_file(args.data), rounds, steps, args.compile, size)
     rows = []
     for way, clock in itertools.product(WAYS, CLOCKS):
         each = found["efficiency"][way][clock]
