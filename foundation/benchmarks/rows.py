@@ -36,7 +36,10 @@ BATCHES = 200
 
 
 def compare_sizes(folder: Path, counts: list[int], temperature: float | None) -> list[dict[str, Any]]:
-    """Make a store of each size, look at it in a fresh process, and remove it.
+    """Make a store of each size, open it in one fresh process after another, and remove it.
+
+    The first process writes the labels and the split beside the store; the second finds them, as all processes but one
+    of a run do, and all of one that is started again.
 
     Args:
         folder: Where stores are made: a few hundred bytes a row.
@@ -44,7 +47,7 @@ def compare_sizes(folder: Path, counts: list[int], temperature: float | None) ->
         temperature: As in ``CrystalDataModule``.
 
     Returns:
-        What ``measure`` found, for each.
+        What ``measure`` found for each, ``opened`` "first" and then "again".
     """
     results = []
     for count in counts:
@@ -52,8 +55,9 @@ def compare_sizes(folder: Path, counts: list[int], temperature: float | None) ->
         try:
             make_store(store, -(-count // SHARD_ROWS))
             command = [sys.executable, "-m", __name__, str(store), json.dumps(temperature)]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            results.append(json.loads(answer.stdout))
+            for opened in ("first", "again"):
+                answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                results.append({"opened": opened, **json.loads(answer.stdout)})
         finally:
             shutil.rmtree(store, ignore_errors=True)
     return results

@@ -76,7 +76,7 @@ def _rows(args: argparse.Namespace) -> int:
     found = compare_sizes(Path(args.out), args.rows, args.temperature)
     print_table(
         "seconds, batches/s, MiB of own memory, bytes a row of the sampler",
-        ["rows", *(name.replace("_", " ") for name in columns)],
-        [[f"{result['rows']:,}", *(number(result[name]) for name in columns)] for result in found],
+        ["rows", "opened", *(name.replace("_", " ") for name in columns)],
+        [[f"{result['rows']:,}", result["opened"], *(number(result[name]) for name in columns)] for result in found],
     )
     return 0
