@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batching import CrystalBatch, GraphArrays
-from datamodules.dealing import Work
+from datamodules.blocks import blocks
+from datamodules.dealing import Work, edge_counts
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
@@ -195,7 +196,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         """Shuffled batches of the training part."""
         weights = None
         if self.temperature is not None:
-            weights = temperature_weights(self.labelled[self.split.train], self.temperature)
+            weights = temperature_weights(self.labels.numpy(), self.split.train, self.temperature)
         loader = self._loader(self.split.train, shuffle=True, weights=weights)
         give_back_memory()  # what weights and costs of all rows took
         return loader if self.rehearsal is None else self.rehearsal.among(loader)
@@ -218,7 +219,7 @@ class CrystalDataModule(lightning.LightningDataModule):
         return moved
 
     def _loader(self, rows: Rows, **order: Any) -> DataLoader[CrystalBatch]:
-        costs = self.graphs.num_edges[rows]
+        costs = edge_counts(self.graphs, rows)
         sampler = BatchedRows(
             rows, self.batch_size, seed=self.order_seed, costs=costs, max_cost=self.max_edges, **order
         )
@@ -238,37 +239,43 @@ class CrystalDataModule(lightning.LightningDataModule):
                     shaped[name + WEIGHT] = ShapedLabels(rows, np.ones_like(rows), values)
         return shaped
 
-    def _read_labels(self) -> npt.NDArray[np.float64]:
+    def _read_labels(self, start: int, block: CrystalStore) -> npt.NDArray[np.float64]:
+        """[K, P] labels of a block of the store that begins at a row."""
         columns = []
         for name in self.names:
             if name in self.shaped:
-                columns.append(self.shaped[name].present)
+                columns.append(self.shaped[name].present(slice(start, start + len(block))))
             elif name in self.store.properties:
-                columns.append(self.store.labels([name])[:, 0])
+                columns.append(block.labels([name])[:, 0])
             else:
-                columns.append(DERIVED[name].of(self.store.labels([DERIVED[name].source])[:, 0]))
+                columns.append(DERIVED[name].of(block.labels([DERIVED[name].source])[:, 0]))
         return np.stack(columns, axis=1)
 
     def _make_split(self) -> Split:
         config = self.config
-        labelled: npt.NDArray[np.bool_] = ~torch.isnan(self.labels).all(dim=1).numpy()
         if config["splits"] is not None:
             split = split_from_lists(
                 Path(config["splits"]),
                 config["trial"],
                 config["train_size"],
                 self.store.source_ids,
-                labelled,
+                self._has_label(),
                 config["val_share"],
             )
         else:
-            shares = (config["val_share"], config["test_share"])
-            codes, _ = self.store.formula_codes()
-            split = split_by_formula(codes, np.flatnonzero(labelled), self.seed, config["train_size"], shares)
+            how = (self.seed, config["train_size"], (config["val_share"], config["test_share"]))
+            split = split_by_formula(self.store.formula_codes()[0], self._has_label(), *how)
         split = self._without_excluded(split)
         if not len(split.train):
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")
         return split
+
+    def _has_label(self) -> npt.NDArray[np.bool_]:
+        """[M] whether a crystal has any label."""
+        labels, found = self.labels.numpy(), np.empty(len(self.labels), dtype=bool)
+        for block in blocks(len(found)):
+            found[block] = ~np.isnan(labels[block]).all(axis=1)
+        return found
 
     def _without_excluded(self, split: Split) -> Split:
         places = self.config["exclude"]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.batching import GraphArrays
+from datamodules.blocks import blocks
 
 Rows = npt.NDArray[np.int64]
 
@@ -74,6 +75,14 @@ def shares_by_rounds(cost: Rows, world: int) -> list[Rows]:
     """
     order = np.argsort(-cost, kind="stable")
     return [np.sort(order[share::world]) for share in range(world)]
+
+
+def edge_counts(graphs: GraphArrays, rows: Rows) -> npt.NDArray[np.int32]:
+    """[K] edges of crystals."""
+    counts = np.empty(len(rows), dtype=np.int32)
+    for block in blocks(len(rows)):
+        counts[block] = _lengths(graphs.edge_ptr, rows[block])
+    return counts
 
 
 def _lengths(ptr: npt.NDArray[np.int64], rows: Rows) -> Rows:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from datamodules.blocks import blocks
 from datamodules.dealing import Work
 from datamodules.memory import give_back_memory
 
 Rows = npt.NDArray[np.int64]
 
-_BLOCK = 1 << 20  # rows drawn at once
 _MANY = 100_000  # rows whose order takes memory that is worth giving back
 
 
@@ -54,16 +54,16 @@ class BatchedRows(Sampler[Rows]):
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
-        weights: npt.NDArray[np.float64] | None = None,
+        weights: npt.NDArray[np.floating] | None = None,
         distributed: bool = True,
-        costs: npt.NDArray[np.int64] | None = None,
+        costs: npt.NDArray[np.integer] | None = None,
         max_cost: float = np.inf,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self._weights = None if weights is None else _Coded.of(weights.astype(np.float32))
+        self._weights = None if weights is None else _Coded.of(weights.astype(np.float32, copy=False))
         self.distributed = distributed
         self.max_cost = max_cost
         self.epoch = 0
@@ -77,7 +77,7 @@ class BatchedRows(Sampler[Rows]):
         if not shuffle:
             return
         # Class 0 are rows of which a whole batch is allowed; then there is one for every factor of two.
-        share = costs * batch_size / max_cost
+        share = np.multiply(costs, batch_size, dtype=np.float64) / max_cost
         self._classes = np.ceil(np.log2(np.maximum(share, 1, out=share), out=share), out=share).astype(np.uint8)
         kinds = np.arange(self._classes.max() + 1)
         self._costs = np.array([costs[self._classes == kind].max(initial=0) for kind in kinds])  # of the dearest
@@ -155,10 +155,10 @@ class BatchedRows(Sampler[Rows]):
             order[places] = _draw(generator, rows[members], self._chances(members), int(places.sum()))
         return order
 
-    def _chances(self, chosen: npt.NDArray[np.bool_] | slice = slice(None)) -> npt.NDArray[np.float32] | None:
-        return None if self._weights is None else self._weights.values[self._weights.codes[chosen]]
+    def _chances(self, chosen: npt.NDArray[np.bool_] | slice = slice(None)) -> npt.NDArray[np.float64] | None:
+        return None if self._weights is None else self._weights.values.astype(np.float64)[self._weights.codes[chosen]]
 
-    def _can_exceed(self, costs: npt.NDArray[np.int64]) -> bool:
+    def _can_exceed(self, costs: npt.NDArray[np.integer]) -> bool:
         """Whether any batch can cost too much."""
         dearest = np.partition(costs, -min(self.batch_size, len(costs)))[-self.batch_size :] if len(costs) else costs
         if self._weights is not None:  # the dearest may be drawn again and again
@@ -179,8 +179,13 @@ class _Coded(NamedTuple):
 
     @classmethod
     def of(cls, numbers: npt.NDArray[np.float32]) -> _Coded:
-        values, codes = np.unique(numbers, return_inverse=True)
-        return cls(values, codes.astype(np.min_scalar_type(max(len(values) - 1, 0))))
+        values = np.unique(
+            np.concatenate([numbers[:0], *(np.unique(numbers[block]) for block in blocks(len(numbers)))])
+        )
+        codes = np.empty(len(numbers), dtype=np.min_scalar_type(max(len(values) - 1, 0)))
+        for block in blocks(len(numbers)):
+            codes[block] = values.searchsorted(numbers[block])
+        return cls(values, codes)
 
 
 def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: float = np.inf) -> list[int]:
@@ -203,41 +208,49 @@ def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: flo
 
 
 def _draw(
-    generator: np.random.Generator, values: npt.NDArray[Any], weights: npt.NDArray[np.float32] | None, count: int
+    generator: np.random.Generator, values: npt.NDArray[Any], weights: npt.NDArray[np.float64] | None, count: int
 ) -> npt.NDArray[Any]:
-    """As many of the values as asked for: all of them shuffled, or some by weight."""
+    """As many of the values as asked for: all of them shuffled, or some by weight.
+
+    The weights are added up in place.
+    """
     if weights is None:
         shuffled = values.copy()
         generator.shuffle(shuffled)
         return shuffled
     if not count:  # of a class of costs that no row is in
         return values[:0]
-    chance = np.cumsum(weights, dtype=np.float64)
+    chance = np.cumsum(weights, out=weights)
     chance /= chance[-1]
     drawn = np.empty(count, dtype=values.dtype)
-    for start in range(0, count, _BLOCK):
-        block = drawn[start : start + _BLOCK]
-        block[:] = values[chance.searchsorted(generator.random(len(block)), side="right")]
+    for block in blocks(count):
+        drawn[block] = values[chance.searchsorted(generator.random(block.stop - block.start), side="right")]
     return drawn
 
 
-def temperature_weights(labelled: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float64]:
+def temperature_weights(labels: npt.NDArray[np.floating], rows: Rows, temperature: float) -> npt.NDArray[np.float32]:
     """Chance of each crystal when a property is drawn first, then one of its crystals.
 
     Property p is drawn in proportion to n_p^(1/temperature) for n_p labels: 1 keeps the sizes of the sets, a
     large temperature gives every property the same share of the crystals drawn.
 
     Args:
-        labelled: [M, P] which crystal has which label.
+        labels: [M, P] labels of all crystals, NaN where missing.
+        rows: [K] crystals to draw from.
         temperature: At least 1.
 
     Returns:
-        [M] weights that sum to 1.
+        [K] weights that sum to 1.
     """
-    counts = labelled.sum(axis=0).astype(np.float64)
+    counts = np.zeros(labels.shape[1])
+    for block in blocks(len(rows)):
+        counts += (~np.isnan(labels[rows[block]])).sum(axis=0)
     shares = np.where(counts > 0, np.maximum(counts, 1.0) ** (1.0 / temperature), 0.0)
     shares /= shares.sum()
-    weights = np.zeros(len(labelled))
-    for known, weight in zip(labelled.T, shares / np.maximum(counts, 1.0), strict=True):
-        weights += np.where(known, weight, 0.0)
+    weights = np.empty(len(rows), dtype=np.float32)
+    for block in blocks(len(rows)):
+        summed = np.zeros(block.stop - block.start)
+        for values, weight in zip(labels[rows[block]].T, shares / np.maximum(counts, 1.0), strict=True):
+            summed += np.where(np.isnan(values), 0.0, weight)
+        weights[block] = summed
     return weights

@@ -26,10 +26,9 @@ class ShapedLabels:
     sizes: Ints
     values: npt.NDArray[np.float64]
 
-    @property
-    def present(self) -> npt.NDArray[np.float64]:
-        """[M] 1 for a crystal that has a label, NaN for one that has none."""
-        return np.where(self.first >= 0, 1.0, np.nan)
+    def present(self, rows: slice) -> npt.NDArray[np.float64]:
+        """[K] 1 for a crystal of these that has a label, NaN for one that has none."""
+        return np.where(self.first[rows] >= 0, 1.0, np.nan)
 
     def gather(self, rows: Ints, keep: npt.NDArray[np.bool_] | None = None) -> Tensor:
         """The labels of some crystals, one after another.

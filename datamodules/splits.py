@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.blocks import blocks
 from datamodules.errors import InputError
 
 Rows = npt.NDArray[np.int64]
@@ -94,8 +95,8 @@ def split_from_lists(
 
 
 def split_by_formula(
-    formulas: npt.ArrayLike,
-    candidates: Rows,
+    codes: npt.NDArray[np.integer],
+    labelled: npt.NDArray[np.bool_],
     seed: int,
     train_size: int | None = None,
     shares: tuple[float, float] = (0.1, 0.1),
@@ -103,32 +104,36 @@ def split_by_formula(
     """A seeded random split in which no reduced formula stands in two parts.
 
     Args:
-        formulas: Reduced formula of every row of the store, or its number among the sorted formulas.
-        candidates: Rows to split.
+        codes: [M] number of each row's reduced formula among those of the store, sorted, so that the split does not
+            depend on the order of the store.
+        labelled: [M] rows to split.
         seed: Seed of the shuffle.
         train_size: Crystals to fit and validate on together; None takes all that do not test.
-        shares: Share of the candidates that validates (of ``train_size`` where that is given), and that tests.
+        shares: Share of these rows that validates (of ``train_size`` where that is given), and that tests.
 
     Raises:
-        InputError: If there are fewer candidates than asked for.
+        InputError: If there are fewer rows than asked for.
     """
     val_share, test_share = shares
-    shuffled, ends = _shuffled_groups(np.asarray(formulas)[candidates], candidates, seed)
-    num_test = _whole_groups(ends, 0, round(len(candidates) * test_share))
-    available = len(candidates) - num_test
+    formulas, ends = _shuffled_formulas(codes, labelled, seed)
+    count = int(labelled.sum())
+    num_test = _whole_groups(ends, 0, round(count * test_share))
+    available = count - num_test
     if train_size is not None and train_size > available:
         raise InputError(
             f"--train-size {train_size}: only {available} crystals with the label are left beside the test set"
         )
-    num_val = round((train_size or len(candidates)) * val_share)
+    num_val = round((train_size or count) * val_share)
     stop = _whole_groups(ends, num_test, max(1, num_val) if available > 1 and val_share > 0 else 0)
-    test, val, train = np.split(shuffled, [num_test, stop])
-    if train_size is not None:
-        train = train[: max(1, train_size - len(val))]
+    end = count if train_size is None else min(count, max(stop + 1, num_test + train_size))
+    test, val, train = (
+        _rows_between(codes, labelled, formulas, ends, *places)
+        for places in ((0, num_test), (num_test, stop), (stop, end))
+    )
     return Split(
-        train=np.sort(train),
-        val=np.sort(val),
-        test=np.sort(test),
+        train=train,
+        val=val,
+        test=test,
         how=f"random by reduced formula, seed {seed}, {val_share:.0%} validates, {test_share:.0%} tests",
     )
 
@@ -231,14 +236,39 @@ def _look_up(ids: Sequence[Any], row_of: dict[str, int], file: Path, name: str) 
     return np.array([row_of[str(identifier)] for identifier in ids], dtype=np.int64)
 
 
-def _shuffled_groups(formulas: npt.NDArray[Any], candidates: Rows, seed: int) -> tuple[Rows, Rows]:
-    """The candidates, those of one formula together, and where each such group ends."""
-    # Ordered by formula first, so that the split does not depend on the order of the store.
-    _, group, sizes = np.unique(formulas, return_inverse=True, return_counts=True)
-    shuffle = np.random.default_rng(seed).permutation(len(sizes))
-    place = np.empty(len(sizes), dtype=np.int32)
-    place[shuffle] = np.arange(len(sizes), dtype=np.int32)
-    return candidates[np.argsort(place[group], kind="stable")], np.cumsum(sizes[shuffle])
+def _shuffled_formulas(codes: npt.NDArray[np.integer], labelled: npt.NDArray[np.bool_], seed: int) -> tuple[Rows, Rows]:
+    """[G] formulas of labelled rows in a seeded order, and [G] where each ends if its rows stand together."""
+    sizes = np.zeros(int(codes.max(initial=-1)) + 1, dtype=np.int64)
+    for block in blocks(len(codes)):
+        np.add.at(sizes, codes[block][labelled[block]], 1)
+    present = np.flatnonzero(sizes)
+    formulas = present[np.random.default_rng(seed).permutation(len(present))]
+    return formulas, np.cumsum(sizes[formulas])
+
+
+def _rows_between(
+    codes: npt.NDArray[np.integer],
+    labelled: npt.NDArray[np.bool_],
+    formulas: Rows,
+    ends: Rows,
+    start: int,
+    stop: int,
+) -> Rows:
+    """Ascending rows from one place to another of the labelled rows, ordered by ``formulas`` and then by row.
+
+    A formula begins at the first place; one that the second cuts gives its first rows.
+    """
+    if start == stop:
+        return np.zeros(0, dtype=np.int64)
+    first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop)
+    wanted = np.zeros(int(codes.max()) + 1, dtype=bool)
+    wanted[formulas[first : last + 1]] = True
+    chosen = np.empty(len(codes), dtype=bool)
+    for block in blocks(len(codes)):
+        chosen[block] = labelled[block] & wanted[codes[block]]
+    if surplus := int(ends[last]) - stop:
+        chosen[np.flatnonzero(labelled & (codes == formulas[last]))[-surplus:]] = False
+    return np.flatnonzero(chosen)
 
 
 def _whole_groups(ends: Rows, start: int, count: int) -> int:

@@ -99,11 +99,18 @@ class CrystalStore:
 
     def formula_codes(self) -> tuple[npt.NDArray[np.int32], pa.Array]:
         """[M] number of each crystal's reduced formula among those of the store, and these, sorted."""
-        encoded = self.table["formula"].dictionary_encode().combine_chunks()
-        order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+        # Arrow's own pool keeps what the growing table of formulas outgrew, half as much again as what it needs.
+        pool = pa.system_memory_pool()
+        encoded = pc.dictionary_encode(self.table["formula"], memory_pool=pool)  # into one dictionary, for all chunks
+        formulas = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], pa.string())
+        order = pc.array_sort_indices(formulas, memory_pool=pool)
         rank = np.empty(len(order), dtype=np.int32)
-        rank[order] = np.arange(len(order), dtype=np.int32)
-        return rank[encoded.indices.to_numpy()], encoded.dictionary.take(pa.array(order))
+        rank[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
+        codes, start = np.empty(len(self), dtype=np.int32), 0
+        for chunk in encoded.chunks:
+            codes[start : start + len(chunk)] = rank[chunk.indices.to_numpy()]
+            start += len(chunk)
+        return codes, pc.take(formulas, order, memory_pool=pool)
 
     def has_formula(self, formulas: Collection[str]) -> npt.NDArray[np.bool_]:
         """[M] whether each crystal's reduced formula is one of these."""

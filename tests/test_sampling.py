@@ -23,15 +23,18 @@ from datamodules.sampling import BatchedRows, temperature_weights
 
 
 def test_temperature_draws_properties_first() -> None:
-    labelled = np.zeros((1000, 2), dtype=bool)
-    labelled[:900, 0] = labelled[890:, 1] = True
+    labels, rows = np.full((1000, 2), np.nan), np.arange(1000)
+    labels[:900, 0] = labels[890:, 1] = 7.0
     for temperature, ratio in ((1.0, 900 / 110), (2.0, (900 / 110) ** 0.5), (1e9, 1.0)):
-        weights = temperature_weights(labelled, temperature)
+        weights = temperature_weights(labels, rows, temperature)
         assert weights.sum() == pytest.approx(1)
         first, second = weights[:890].sum(), weights[900:].sum()  # without those that carry both labels
         assert (first / 890 * 900) / (second / 100 * 110) == pytest.approx(ratio)
-    alone = temperature_weights(np.column_stack([labelled[:, 0], np.zeros(1000, dtype=bool)]), 3.0)
+    alone = temperature_weights(np.column_stack([labels[:, 0], np.full(1000, np.nan)]), rows, 3.0)
     assert (alone[900:] == 0).all()
+    some = temperature_weights(labels, rows[800:900], 1.0)
+    assert some[:90] == pytest.approx(1 / 110)
+    assert some[90:] == pytest.approx(2 / 110)
 
 
 def batches(monkeypatch: pytest.MonkeyPatch, sampler: BatchedRows, world: int) -> list[list[Any]]:

@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from studies import atoms
 from testing import compounds, make_store, other_cell, supercell
 
+from datamodules import blocks
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.exclusion import excluded_rows
 from datamodules.graph import NeighborRecipe
 from datamodules.splits import Split, split_by_formula, split_from_lists, training_ids, trials_of
-from datamodules.store import CrystalStore
+from datamodules.store import CrystalStore, write_store
 
 IDS = [[f"gap:{row}"] for row in range(40)]
 EVERY = np.ones(40, dtype=bool)
 FORMULAS = [f"A{row % 30}B" for row in range(100)]
+
+
+def split_formulas(formulas: list[str], *how: Any) -> Split:
+    """All rows, split by these formulas."""
+    codes = np.unique(formulas, return_inverse=True)[1]
+    return split_by_formula(codes, np.ones(len(codes), dtype=bool), *how)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -137,7 +146,7 @@ def parts(split: Split) -> dict[str, set[int]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_formula_stands_in_two_parts(seed: int) -> None:
-    split = split_by_formula(FORMULAS, np.arange(100), seed)
+    split = split_formulas(FORMULAS, seed)
     found = parts(split)
     assert sorted(split.rows("all")) == list(range(100))
     formulas = [{FORMULAS[row] for row in rows} for rows in found.values()]
@@ -149,26 +158,87 @@ def test_no_formula_stands_in_two_parts(seed: int) -> None:
 def test_the_seed_decides_and_the_order_of_the_store_does_not() -> None:
     order = np.random.default_rng(1).permutation(100)
     shuffled = [FORMULAS[row] for row in order]
-    one, same, other = (split_by_formula(FORMULAS, np.arange(100), seed) for seed in (0, 0, 1))
-    turned = parts(split_by_formula(shuffled, np.arange(100), 0))
+    one, same, other = (split_formulas(FORMULAS, seed) for seed in (0, 0, 1))
+    turned = parts(split_formulas(shuffled, 0))
     assert parts(one) == parts(same) != parts(other)
     assert {part: {int(order[row]) for row in rows} for part, rows in turned.items()} == parts(one)
 
 
 @pytest.mark.parametrize("size", [2, 10, 50])
 def test_the_size_of_training_includes_validation(size: int) -> None:
-    split = split_by_formula([f"A{row}" for row in range(100)], np.arange(100), 0, size)
+    split = split_formulas([f"A{row}" for row in range(100)], 0, size)
     assert len(split.train) + len(split.val) == size
     assert len(split.test) == 10
     with pytest.raises(InputError, match="--train-size 91: only 90 crystals"):
-        split_by_formula([f"A{row}" for row in range(100)], np.arange(100), 0, 91)
+        split_formulas([f"A{row}" for row in range(100)], 0, 91)
 
 
 def test_shares_of_the_random_split() -> None:
     formulas = [f"A{row}" for row in range(200)]
-    split = split_by_formula(formulas, np.arange(200), 0, None, (0.02, 0.3))
+    split = split_formulas(formulas, 0, None, (0.02, 0.3))
     assert [len(split.rows(part)) for part in ("train", "val", "test")] == [136, 4, 60]
     assert "2% validates, 30% tests" in split.how
+
+
+def sorted_split(
+    codes: npt.NDArray[Any], rows: npt.NDArray[Any], seed: int, train_size: int | None, shares: tuple[float, float]
+) -> list[list[int]]:
+    """Training, validation and test rows by sorting them: what the splits of all published results were made by."""
+    _, group, sizes = np.unique(codes[rows], return_inverse=True, return_counts=True)
+    shuffle = np.random.default_rng(seed).permutation(len(sizes))
+    place = np.empty(len(sizes), dtype=np.int32)
+    place[shuffle] = np.arange(len(sizes), dtype=np.int32)
+    shuffled, ends = rows[np.argsort(place[group], kind="stable")], np.cumsum(sizes[shuffle])
+
+    def whole_groups(start: int, count: int) -> int:
+        if count <= 0 or not len(ends):
+            return start
+        return int(ends[min(int(np.searchsorted(ends, start + count)), len(ends) - 1)])
+
+    num_test = whole_groups(0, round(len(rows) * shares[1]))
+    available = len(rows) - num_test
+    num_val = round((train_size or len(rows)) * shares[0])
+    stop = whole_groups(num_test, max(1, num_val) if available > 1 and shares[0] > 0 else 0)
+    test, val, train = np.split(shuffled, [num_test, stop])
+    if train_size is not None:
+        train = train[: max(1, train_size - len(val))]
+    return [np.sort(part).tolist() for part in (train, val, test)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counting_splits_as_sorting_did(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(seed)
+    monkeypatch.setattr(blocks, "BLOCK", 37)
+    for count, kinds in ((0, 1), (1, 1), (2, 2), (50, 1), (90, 80), (400, 30), (400, 3)):
+        codes = random.integers(0, kinds, count).astype(np.int32)
+        for share in (0.0, 0.02, 0.6, 1.0):
+            labelled = random.random(count) < share
+            rows = np.flatnonzero(labelled)
+            for shares in ((0.1, 0.1), (0.0, 0.0), (0.0, 0.3), (0.3, 0.0), (0.5, 0.5), (0.02, 0.9)):
+                for size in (None, 1, 2, 7, 0.3, 0.8, 1.0):
+                    at_most = len(sorted_split(codes, rows, seed, None, (0.0, shares[1]))[0])
+                    train_size = round(size * at_most) if isinstance(size, float) else size
+                    if train_size is not None and train_size > at_most:
+                        with pytest.raises(InputError, match="crystals with the label are left"):
+                            split_by_formula(codes, labelled, seed, train_size, shares)
+                        continue
+                    found = split_by_formula(codes, labelled, seed, train_size, shares)
+                    expected = sorted_split(codes, rows, seed, train_size, shares)
+                    assert [found.rows(part).tolist() for part in ("train", "val", "test")] == expected
+                    assert {found.rows(part).dtype for part in ("train", "val", "test")} == {np.dtype(np.int64)}
+
+
+def test_formulas_are_numbered_as_they_are_sorted(tmp_path: Path) -> None:
+    store = CrystalStore.open(make_store(tmp_path / "store", compounds(30)))
+    formulas, codes = np.unique(store.formulas, return_inverse=True)
+    many = CrystalStore(store.path, store.manifest, pa.concat_tables([store.table, store.table.slice(7, 9)]), "")
+    for made, expected in ((store, codes), (many, np.concatenate([codes, codes[7:16]]))):
+        found, names = made.formula_codes()
+        assert found.tolist() == expected.tolist()
+        assert names.to_pylist() == formulas.tolist()
+    write_store(tmp_path / "empty", [], {}, [])
+    found, names = CrystalStore.open(tmp_path / "empty").formula_codes()
+    assert (len(found), len(names)) == (0, 0)
 
 
 def crystal_rows(store: CrystalStore, places: list[Path], by: Any) -> set[int]:
