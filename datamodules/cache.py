@@ -8,12 +8,16 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from datamodules.store import CrystalStore
+
+LEFT = 24 * 3600  # seconds without any change after which nobody is writing any more
+_WRITING = ".writing-"
 
 
 def kept(store: CrystalStore, kind: str, key: list[Any], write: Callable[[Path], None]) -> Path:
@@ -31,10 +35,12 @@ def kept(store: CrystalStore, kind: str, key: list[Any], write: Callable[[Path],
     """
     name = hashlib.sha256(json.dumps([store.files_hash, *key]).encode()).hexdigest()[:24]
     place = store.path / kind / name
+    _clear_left(place.parent)
     if place.is_dir():
         return place
     if not is_writable(place.parent):
         place = Path(tempfile.gettempdir()) / f"foundation-{kind}-{os.getuid()}" / name
+        _clear_left(place.parent)
     place.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(place.parent / f".{name}.lock"):
         if not place.is_dir():
@@ -52,7 +58,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def _write(place: Path, write: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".writing-"))
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=_WRITING))
     try:
         write(temporary)
         os.rename(temporary, place)
@@ -62,6 +68,21 @@ def _write(place: Path, write: Callable[[Path], None]) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_left(folder: Path) -> None:
+    """Remove what processes were writing that were killed.
+
+    They are told by time, not by their number: whoever writes may run on another node, whose locks are not seen here on
+    every file system. A killed run that starts again finds its folder too young, hence every opening looks.
+    """
+    for left in folder.glob(f"{_WRITING}*"):
+        with suppress(OSError):  # another process removes it as well, or it is another user's
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > LEFT:
+                # Out of the way as a whole: a writer that was only asleep must not put the rest of it in place.
+                gone = left.with_name(f"{left.name}-gone")
+                os.rename(left, gone)
+                shutil.rmtree(gone)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from datamodules.graph import NeighborRecipe
 from datamodules.graph_cache import cached_graphs
 from datamodules.known import KnownFeatures
 from datamodules.loading import make_loader
-from datamodules.mapped_labels import mapped_labels
+from datamodules.mapped_labels import labels_key, mapped_labels
+from datamodules.mapped_split import mapped_split
 from datamodules.memory import give_back_memory
 from datamodules.properties import DERIVED, WEIGHT, Property
 from datamodules.replay import Rehearsal, RehearsingLoader
@@ -264,7 +265,11 @@ class CrystalDataModule(lightning.LightningDataModule):
             )
         else:
             how = (self.seed, config["train_size"], (config["val_share"], config["test_share"]))
-            split = split_by_formula(self.store.formula_codes()[0], self._has_label(), *how)
+            split = mapped_split(
+                self.store,
+                [labels_key(self.names), *how],
+                lambda: split_by_formula(self.store.formula_codes()[0], self._has_label(), *how),
+            )
         split = self._without_excluded(split)
         if not len(split.train):
             raise InputError(f"store {self.store.path}: no crystal is left to train {', '.join(self.names)} on")

@@ -92,11 +92,15 @@ def test_a_store_made_by_repetition_is_a_store(
 
 
 def test_memory_of_a_process_hardly_grows_with_the_rows(tmp_path: Path) -> None:
-    """By what the sampler holds of a row, and the split of the other parts: labels and graphs are mapped."""
-    few, many = rows.compare_sizes(tmp_path, [150_000, 800_000], temperature=2.0)
-    grown = [(many[when] - few[when]) * 2**20 / (many["rows"] - few["rows"]) for when in ("before", "after")]
-    assert abs(grown[0]) < 5
-    assert grown[1] < 30
+    """By what the sampler holds of a row: labels, split and graphs are mapped files, which the first process writes."""
+    found = rows.compare_sizes(tmp_path, [150_000, 800_000], temperature=2.0)
+    assert [(one["rows"], one["opened"]) for one in found[1:3]] == [(150_000, "again"), (800_000, "first")]
+    for few, many, most in ((found[0], found[2], 45), (found[1], found[3], 18)):
+        grown = {when: (many[when] - few[when]) * 2**20 / 650_000 for when in ("before", "after", "peak")}
+        assert abs(grown["before"]) < 5
+        assert grown["after"] < 16
+        assert grown["peak"] < most
+        assert many["peak_row"] == pytest.approx((many["peak"] - many["before"]) * 2**20 / 800_000)
 
 
 def test_two_processes_are_compared_with_one(foundation: Command, tmp_path: Path) -> None:

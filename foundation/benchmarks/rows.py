@@ -124,8 +124,9 @@ def measure(path: Path, temperature: float | None) -> dict[str, Any]:
 
     Returns:
         ``rows``; seconds to ``open`` the store, to ``split`` it and to ``order`` an epoch; ``batches_per_second``; MiB
-        of memory of this process that are not a mapped file, ``before``, ``after`` and at most (``peak``); ``index``:
-        bytes a row that the sampler holds.
+        of memory of this process that are not a mapped file, ``before``, ``after`` and at most (``peak``); bytes a row
+        at that peak, what any number of rows needs included (``peak_row``), and those that the sampler holds
+        (``index``).
     """
     keep_freed_memory()  # as every command does
     result: dict[str, Any] = {"before": _own_memory()}
@@ -145,6 +146,7 @@ def measure(path: Path, temperature: float | None) -> dict[str, Any]:
         result["batches_per_second"] = BATCHES / (time.perf_counter() - clock)
     sampler: Any = loader.sampler
     result |= {"rows": len(data.store), "after": _own_memory(), "peak": peak.largest}
+    result["peak_row"] = (result["peak"] - result["before"]) * 2**20 / result["rows"]
     result["index"] = sampler.nbytes / len(sampler.rows)
     return result
 

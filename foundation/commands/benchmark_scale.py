@@ -72,10 +72,10 @@ def _rows(args: argparse.Namespace) -> int:
     from foundation.commands.report import number, print_table
 
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    columns = ("open", "split", "order", "batches_per_second", "before", "after", "peak", "index")
+    columns = ("open", "split", "order", "batches_per_second", "before", "after", "peak", "peak_row", "index")
     found = compare_sizes(Path(args.out), args.rows, args.temperature)
     print_table(
-        "seconds, batches/s, MiB of own memory, bytes a row of the sampler",
+        "seconds, batches/s, MiB of own memory, bytes a row at the peak and of the sampler",
         ["rows", "opened", *(name.replace("_", " ") for name in columns)],
         [[f"{result['rows']:,}", result["opened"], *(number(result[name]) for name in columns)] for result in found],
     )
