@@ -77,8 +77,10 @@ class BatchedRows(Sampler[Rows]):
         if not shuffle:
             return
         # Class 0 are rows of which a whole batch is allowed; then there is one for every factor of two.
-        share = np.multiply(costs, batch_size, dtype=np.float64) / max_cost
-        self._classes = np.ceil(np.log2(np.maximum(share, 1, out=share), out=share), out=share).astype(np.uint8)
+        self._classes = np.empty(len(rows), dtype=np.uint8)
+        for block in blocks(len(rows)):
+            share = costs[block].astype(np.float64) * batch_size / max_cost
+            self._classes[block] = np.ceil(np.log2(np.maximum(share, 1)))
         kinds = np.arange(self._classes.max() + 1)
         self._costs = np.array([costs[self._classes == kind].max(initial=0) for kind in kinds])  # of the dearest
         self._class_of_place = _draw(np.random.default_rng([seed, 0]), self._classes, self._chances(), len(rows))
@@ -121,14 +123,21 @@ class BatchedRows(Sampler[Rows]):
         if self._one_class:
             starts = list(range(0, -(-size // world), self.batch_size))
         else:
-            costs = self._costs[self._class_of_place] if self.shuffle else self._costs
-            dearest = np.maximum.reduceat(costs, np.arange(0, size, world))
-            starts = starts_by_cost(dearest, self.max_cost, self.batch_size)
+            starts = starts_by_cost(self._dearest(world), self.max_cost, self.batch_size)
         # Every process must take part in every step: a tail with fewer crystals than processes joins the last.
         if len(starts) > 1 and size - starts[-1] * world < world:
             starts.pop()
         edges = np.array([*(start * world for start in starts), size])
         return np.stack([edges[:-1], edges[1:]], axis=1)
+
+    def _dearest(self, world: int) -> npt.NDArray[np.integer]:
+        """The most that a row costs, of each round of one row for each process."""
+        dearest = np.empty(-(-len(self.rows) // world), dtype=self._costs.dtype)
+        for block in blocks(len(dearest)):
+            places = slice(block.start * world, block.stop * world)
+            costs = self._costs[self._class_of_place[places]] if self.shuffle else self._costs[places]
+            dearest[block] = np.maximum.reduceat(costs, np.arange(0, len(costs), world))
+        return dearest
 
     def _world(self) -> tuple[int, int]:
         if self.distributed and dist.is_available() and dist.is_initialized():
@@ -137,7 +146,7 @@ class BatchedRows(Sampler[Rows]):
 
     @property
     def nbytes(self) -> int:
-        """What is held of all rows, while an epoch lasts."""
+        """What is held of all rows, while an epoch lasts; the rows themselves may be a mapped file."""
         held = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
         held += [] if self._weights is None else [self._weights.codes]
         return sum(array.nbytes for array in [*held, self._order()])
@@ -188,7 +197,7 @@ class _Coded(NamedTuple):
         return cls(values, codes)
 
 
-def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: float = np.inf) -> list[int]:
+def starts_by_cost(costs: npt.NDArray[np.integer], max_cost: float, max_count: float = np.inf) -> list[int]:
     """Where batches begin that are filled one after another.
 
     Args:
@@ -196,7 +205,8 @@ def starts_by_cost(costs: npt.NDArray[np.int64], max_cost: float, max_count: flo
         max_cost: What a batch may cost; a single item may cost more.
         max_count: How many items a batch may hold.
     """
-    spent = np.concatenate([[0], np.cumsum(costs)])
+    spent = np.zeros(len(costs) + 1, dtype=np.int64)
+    np.cumsum(costs, out=spent[1:])
     starts = [0]
     while True:
         start = starts[-1]
