@@ -108,7 +108,8 @@ def _plot(out: Path, results: dict[str, Any]) -> None:
             split.barh(kind, share, left=left, color=f"C{index}", label=label)
             left += share
     split.set(title="a training step", xlabel="share of time")
-    split.legend()
+    split.legend(ncols=5, loc="lower center", fontsize="small", columnspacing=1.0, handlelength=1.0)
+    split.margins(y=0.25)
     growth = results["growth"]
     for kind in ("train", "predict"):
         points = growth[kind]
