@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import wandb
 from conftest import Command
 from wandb_records import server
 
@@ -20,8 +21,6 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record(folder: Path, name: str) -> Path:
     """A small offline record, with an artifact that it makes or uses."""
-    import wandb
-
     tracker = wandb_logger("offline", folder / name, "group", {"learning_rate": 0.1}, run_id=name)
     assert tracker is not None
     tracker.log_metrics({"val/loss": 0.5}, 0)
@@ -92,7 +91,7 @@ def test_mistakes_are_told_in_one_line(foundation: Command, tmp_path: Path, monk
     assert "no run there was recorded offline" in refused(tmp_path)
     waiting = tmp_path / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb"
     waiting.parent.mkdir(parents=True)
-    waiting.touch()
+    waiting.write_bytes(bytes(8))
     assert "run `wandb login`, or set WANDB_API_KEY" in refused(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     assert "127.0.0.1:1 does not answer (Connection refused); nothing was uploaded" in refused(tmp_path)
@@ -102,10 +101,22 @@ def test_mistakes_are_told_in_one_line(foundation: Command, tmp_path: Path, monk
 def test_online_runs_are_taken_up_only_where_they_were_cut_off(tmp_path: Path) -> None:
     for name in ("offline-run-20260102_000000-b", "run-20260101_000000-a", "run-20260101_000000-c"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"run-{name[-1]}.wandb").touch()
+        (tmp_path / name / f"run-{name[-1]}.wandb").write_bytes(bytes(8))
     (tmp_path / "run-20260101_000000-a" / UNSENT).touch()
     waiting, uploaded = find_records([str(tmp_path)])
     assert ([file.name for file in waiting], uploaded) == (["run-a.wandb", "run-b.wandb"], [])
     (tmp_path / "offline-run-20260102_000000-b" / "run-b.wandb.synced").touch()
     waiting, uploaded = find_records([str(tmp_path), str(tmp_path)])
     assert [[file.name for file in found] for found in (waiting, uploaded)] == [["run-a.wandb"], ["run-b.wandb"]]
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_record_of_a_run_that_was_killed_at_once_is_passed_over(tmp_path: Path, size: int) -> None:
+    for name in ("one", "two"):
+        record(tmp_path, name)
+    wandb.teardown()  # or its process may still be writing
+    (begun,) = (tmp_path / "one").rglob("run-*.wandb")
+    assert begun.read_bytes()[:4] == b":W&B"
+    begun.write_bytes(begun.read_bytes()[:size])
+    (waiting,), _ = find_records([str(tmp_path)])
+    assert "two" in waiting.name

@@ -12,6 +12,8 @@ from pathlib import Path
 from datamodules.errors import InputError
 from foundation.tracking.server import NAME, UNSENT, has_key, why_unreachable
 
+_HEADER = 7  # bytes with which W&B begins a record
+
 
 def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """The records below some folders that wait for their upload, and those that are uploaded already, oldest first.
@@ -31,7 +33,9 @@ def find_records(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
             raise InputError(f"{folder}: no such folder; give the folders of runs")
         for file in [folder] if folder.is_file() else folder.rglob("run-*.wandb"):
             # W&B's own folders of runs that were online, and went through, are none of ours.
-            if file.parent.name.startswith("offline-run-") or (file.parent / UNSENT).exists():
+            ours = file.parent.name.startswith("offline-run-") or (file.parent / UNSENT).exists()
+            # A run that was killed in its first second has recorded nothing, which W&B would call an error.
+            if ours and file.stat().st_size > _HEADER:
                 (uploaded if _mark(file).exists() else waiting).add(file.resolve())
     if not waiting and not uploaded:
         raise InputError(f"{' '.join(map(str, folders))}: no run there was recorded offline by {NAME}")
