@@ -33,6 +33,7 @@ def record(folder: Path, name: str) -> Path:
 
     tracker.record(artifact)
     tracker.finish()
+    wandb.teardown()  # waits until its process has written everything
     assert not tracker.guard.broken
     return tracker.place
 
@@ -114,7 +115,6 @@ def test_online_runs_are_taken_up_only_where_they_were_cut_off(tmp_path: Path) -
 def test_a_record_of_a_run_that_was_killed_at_once_is_passed_over(tmp_path: Path, size: int) -> None:
     for name in ("one", "two"):
         record(tmp_path, name)
-    wandb.teardown()  # or its process may still be writing
     (begun,) = (tmp_path / "one").rglob("run-*.wandb")
     assert begun.read_bytes()[:4] == b":W&B"
     begun.write_bytes(begun.read_bytes()[:size])
