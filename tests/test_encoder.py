@@ -12,7 +12,7 @@ from e3nn import o3
 from testing import atom_features, batch_of, close, compounds, default_dtype, random_crystal, rock_salt, tiny_encoder
 
 from datamodules.crystals import Crystal
-from foundation.encoder.edge import EdgeConvolution, EdgeGeometry
+from foundation.encoder.edge import EDGES_AT_A_TIME, EdgeConvolution, EdgeGeometry
 from foundation.encoder.encoder import EquivariantEncoder
 from foundation.encoder.irreps import split_channels
 from foundation.encoder.products import ChannelwiseProduct, bounded, inner, squared_norm
@@ -73,7 +73,7 @@ def test_edges_taken_a_few_at_a_time_give_the_same(
     encoder, batch = tiny_encoder(), batch_of([crystal])
     with torch.no_grad():
         whole = encoder(batch)
-        monkeypatch.setattr("foundation.encoder.edge.EDGES_AT_A_TIME", 5)
+        monkeypatch.setitem(EDGES_AT_A_TIME, "cpu", 5)
         close(encoder(batch), whole, tolerance)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from foundation.encoder.irreps import split_channels
 
-# A message has some 200 numbers an edge, so that this many fit a cache and the memory between caches.
-EDGES_AT_A_TIME = 16_384
+# A message has some 200 numbers an edge, so that this many stay in the own cache of a core; a GPU has many cores.
+EDGES_AT_A_TIME = {"cpu": 1_024, "cuda": 16_384}
 
 # Shapes: N atoms, E edges, C_l channels of degree l, R radial functions, H hidden channels.
 
@@ -36,9 +36,13 @@ class EdgeGeometry(NamedTuple):
 
     def parts(self) -> list[EdgeGeometry]:
         """The edges, a few at a time where no gradient needs them all: the cost of one then does not grow with them."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(self.sender) <= EDGES_AT_A_TIME:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return [self]
-        places = [slice(start, start + EDGES_AT_A_TIME) for start in range(0, len(self.sender), EDGES_AT_A_TIME)]
+        count, kind = len(self.sender), self.sender.device.type
+        most = EDGES_AT_A_TIME[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
+        if count <= most:
+            return [self]
+        places = [slice(start, start + most) for start in range(0, count, most)]
         return [
             EdgeGeometry(
                 sender=self.sender[place],
