@@ -84,7 +84,7 @@ def _print_growth(growth: dict[str, Any]) -> None:
     ]
     for kind in ("predict", "graphs"):
         rows.append(
-            [f"{kind}, with crystals", number(growth["crystals"].get(kind)), number(max(growth["crystals"]["counts"]))]
+            [f"{kind}, with crystals", number(growth["crystals"][kind]), number(max(growth["crystals"]["counts"]))]
         )
     print_table("growth of cost", ["what", "exponent", "up to"], rows)
 
@@ -119,8 +119,7 @@ def _plot(out: Path, results: dict[str, Any]) -> None:
     batches.legend()
     points = growth["crystals"]
     for kind, seconds in (("predict", "predict_seconds"), ("graphs", "graph_seconds")):
-        power = f": crystals^{points[kind]:.2f}" if kind in points else ""  # a single size has none
-        crystals.plot(points["counts"], points[seconds], marker="o", label=f"{kind}{power}")
+        crystals.plot(points["counts"], points[seconds], marker="o", label=f"{kind}: crystals^{points[kind]:.2f}")
     crystals.set(title="a data set's growth", xlabel="crystals", ylabel="seconds", xscale="log", yscale="log")
     crystals.legend()
     save(figure, out)

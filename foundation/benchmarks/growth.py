@@ -19,6 +19,7 @@ from foundation.training.module import MultiTaskModule
 
 # Largest batch that training is measured on: it keeps what backward needs, several times what predicting keeps.
 MAX_TRAINING_EDGES = {"cpu": 60_000, "cuda": 1_000_000}
+REPEATS = (1, 2, 4, 8)  # of all crystals: a part of them may be larger or smaller than the rest
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -85,22 +86,26 @@ def _over_batches(
 def _over_crystals(
     module: MultiTaskModule, graphs: GraphArrays, crystals: list[Crystal], device: str
 ) -> dict[str, Any]:
-    counts = [count for count in (64, 128, 256, 512, 1024) if count <= len(crystals)] or [len(crystals)]
+    batches = batch_rows(len(crystals), BATCH_SIZE)
+    chosen = crystals[: sum(map(len, batches))]
     predicting, building = [], []
-    for count in [counts[0], *counts]:  # the first round warms up
+    for times in (1, *REPEATS):  # the first round warms up
         clock = Clock(device)
-        for rows in batch_rows(count, BATCH_SIZE):
+        for rows in times * batches:
             _predict(module, graphs.gather(rows).to(device))
         predicting.append(clock.seconds())
         clock = Clock("cpu")
-        build_graphs(crystals[:count], module.encoder.recipe)
+        build_graphs(times * chosen, module.encoder.recipe)
         building.append(clock.seconds())
     predicting, building = predicting[1:], building[1:]
-    results: dict[str, Any] = {"counts": counts, "predict_seconds": predicting, "graph_seconds": building}
-    if len(counts) > 1:
-        results["predict"] = exponent(counts, predicting)
-        results["graphs"] = exponent(counts, building)
-    return results
+    counts = [times * len(chosen) for times in REPEATS]
+    return {
+        "counts": counts,
+        "predict_seconds": predicting,
+        "graph_seconds": building,
+        "predict": exponent(counts, predicting),
+        "graphs": exponent(counts, building),
+    }
 
 
 def _predict(module: MultiTaskModule, batch: Any) -> None:
