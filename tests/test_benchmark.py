@@ -355,7 +355,9 @@ def test_growth_over_batches_up_to_the_edges_asked_for(crystals: Crystals, task:
         assert growth[kind]["with_edges"] == exponent(edges, growth[kind]["seconds"])  # itself is for no test to judge
     usable = len(task.crystals) - len(task.crystals) % 32
     assert growth["crystals"]["counts"] == [usable, 2 * usable, 4 * usable, 8 * usable]
-    assert growth["crystals"]["predict"] == exponent(growth["crystals"]["counts"], growth["crystals"]["predict_seconds"])
+    assert growth["crystals"]["predict"] == exponent(
+        growth["crystals"]["counts"], growth["crystals"]["predict_seconds"]
+    )
 
 
 def test_matrix_products_grow_with_the_batch(crystals: Crystals) -> None:
