@@ -37,7 +37,7 @@ NAME = "formation_energy_per_atom"
 
 def test_the_arrays_predict_as_the_forest_they_were_made_from(folds: Folds) -> None:
     features = describe(folds.data, folds.rows)
-    forest = fit_forest(features[:30], folds.labels[:30], KNOWN[NAME], seed=3)
+    forest = fit_forest(features[:30], folds.labels[:30], seed=3)
     assert len(forest.feature) == NUM_TREES
     model = ExtraTreesRegressor(random_state=3, **SETTINGS).fit(features[:30], folds.labels[:30])
     np.testing.assert_allclose(forest.predict(features), model.predict(features), rtol=1e-10)
@@ -49,16 +49,24 @@ def test_they_predict_as_the_support_vectors_they_were_made_from(
 ) -> None:
     monkeypatch.setattr(support_vectors, "MOST", most)
     features = describe(folds.data, folds.rows)
-    property = replace(KNOWN[NAME], log=True)
-    labels = folds.labels - folds.labels.min() + 1
-    made = fit_support_vectors(features[:30], labels[:30], property, seed=3)
+    goal = np.log10(folds.labels - folds.labels.min() + 1)
+    made = fit_support_vectors(features[:30], goal[:30], seed=3)
     chosen = np.sort(np.random.default_rng(3).permutation(30)[:most])
     scaler = StandardScaler().fit(features.to_numpy()[chosen])
-    goal = np.log10(labels)[chosen]
+    goal = goal[chosen]
     model = SVR(gamma=0.1 / features.shape[1], **support_vectors.SETTINGS)
     model.fit(scaler.transform(features.to_numpy()[chosen]), (goal - np.median(goal)) / goal.std())
     expected = model.predict(scaler.transform(features.to_numpy())) * goal.std() + np.median(goal)
     np.testing.assert_allclose(made.predict(features), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_companions_learn_the_logarithm_where_the_property_says_so(folds: Folds) -> None:
+    features, labels = describe(folds.data, folds.rows), folds.labels - folds.labels.min() + 1
+    made = fit_companions(features, labels, replace(KNOWN[NAME], log=True), seed=3)
+    goal = np.log10(labels)
+    expected = [fit(features, goal, seed=3).predict(features) for fit in (fit_forest, fit_support_vectors)]
+    said = made.physical(features, replace(KNOWN[NAME], log=True))
+    np.testing.assert_allclose(np.log10(said), [*expected, np.full(len(labels), np.log10(np.median(labels)))])
 
 
 def test_labels_that_are_all_the_same_are_predicted(folds: Folds) -> None:

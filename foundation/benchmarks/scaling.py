@@ -28,7 +28,7 @@ from datamodules.batching import build_graphs
 from datamodules.crystals import Crystal
 from datamodules.dealing import Work
 from datamodules.sampling import Rows
-from foundation.benchmarks.crystals import BATCH_SIZE, benchmark_crystals, benchmark_spec, optimization
+from foundation.benchmarks.crystals import benchmark_crystals, benchmark_spec, optimization
 from foundation.checkpoint import build_module
 from foundation.process import keep_freed_memory
 from foundation.training.module import MultiTaskModule
@@ -39,9 +39,7 @@ IDLE = 0.9  # share of a core that a process must get for its figures to say som
 _SPIN_SECONDS = 0.2
 
 
-def run_scaling(
-    data: Path | None, rounds: int, steps: int, compile: bool, batch_size: int = BATCH_SIZE
-) -> dict[str, Any]:
+def run_scaling(data: Path | None, rounds: int, steps: int, compile: bool, batch_size: int) -> dict[str, Any]:
     """Start the two processes and put their figures together.
 
     Args:

@@ -72,8 +72,7 @@ def fit_companions(features: pd.DataFrame, labels: Values, property: Property, s
         property: What they are.
         seed: Seed of what is random in them.
     """
+    goal = np.log10(labels) if property.log else labels
     return Companions(
-        fit_forest(features, labels, property, seed),
-        fit_support_vectors(features, labels, property, seed),
-        float(np.median(labels)),
+        fit_forest(features, goal, seed), fit_support_vectors(features, goal, seed), float(np.median(labels))
     )

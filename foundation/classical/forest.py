@@ -9,8 +9,6 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.ensemble import ExtraTreesRegressor
 
-from datamodules.properties import Property
-
 Values = npt.NDArray[np.float64]
 
 NUM_TREES = 100
@@ -48,16 +46,14 @@ class Forest(NamedTuple):
             node = following
 
 
-def fit_forest(features: pd.DataFrame, labels: Values, property: Property, seed: int = 0) -> Forest:
-    """Fit a forest, to log10 of the labels where the property says so.
+def fit_forest(features: pd.DataFrame, goal: Values, seed: int = 0) -> Forest:
+    """Fit a forest.
 
     Args:
         features: [K, D] descriptors.
-        labels: [K] labels in physical units.
-        property: What they are.
+        goal: [K] labels, in the space where they are learned.
         seed: Seed of what is random in the trees.
     """
-    goal = np.log10(labels) if property.log else labels
     model = ExtraTreesRegressor(random_state=seed, **SETTINGS).fit(features, goal)
     trees = [estimator.tree_ for estimator in model.estimators_]
     size = max(tree.node_count for tree in trees)

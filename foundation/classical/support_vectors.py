@@ -14,8 +14,6 @@ import pandas as pd
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 
-from datamodules.properties import Property
-
 Values = npt.NDArray[np.float64]
 
 # Of labels in units of their spread. Chosen, with the width of the kernel, by cross-validation within training labels
@@ -50,16 +48,15 @@ class SupportVectors(NamedTuple):
         return np.asarray(kernel @ self.coefficient + self.intercept, dtype=np.float64)
 
 
-def fit_support_vectors(features: pd.DataFrame, labels: Values, property: Property, seed: int = 0) -> SupportVectors:
-    """Fit them, to log10 of the labels where the property says so.
+def fit_support_vectors(features: pd.DataFrame, goal: Values, seed: int = 0) -> SupportVectors:
+    """Fit them.
 
     Args:
         features: [K, D] descriptors.
-        labels: [K] labels in physical units.
-        property: What they are.
+        goal: [K] labels, in the space where they are learned.
         seed: Seed of the choice where there are more than ``MOST`` labels.
     """
-    table, goal = features.to_numpy(dtype=np.float64), np.log10(labels) if property.log else labels
+    table = features.to_numpy(dtype=np.float64)
     if len(goal) > MOST:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(goal))[:MOST])
         table, goal = table[chosen], goal[chosen]
