@@ -93,9 +93,8 @@ def decide(rungs: list[Rung], folds: Folds, beside: Values, opponents: Mapping[s
     nested = nested_errors(errors, folds.fold[judged])
     against = {name: np.abs(predicted[judged] - labels) for name, predicted in opponents.items()}
     scratch = [place for place, (tried, _) in enumerate(keys) if tried.strategy == SCRATCH]
-    if (
-        scratch and candidate.strategy != SCRATCH
-    ):  # mixed likewise, so that what its companions do is not called transfer
+    # Mixed likewise, so that what its companions do is not called transfer.
+    if scratch and candidate.strategy != SCRATCH:
         against["from scratch"] = nested_errors(errors[scratch], folds.fold[judged])
     gains = {name: _interval(error - nested) for name, error in against.items()}
     epochs = _epochs(rungs, candidate, folds)
