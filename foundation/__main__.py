@@ -1,8 +1,6 @@
 """``python -m foundation`` is the console command."""
 
-import sys
-
-from foundation.cli import main
+from foundation.cli import run
 
 if __name__ == "__main__":  # processes that a command starts import this file under another name
-    sys.exit(main())
+    run()

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NoReturn
 
 from datamodules.errors import InputError
 from foundation.output import losing_output
-from foundation.process import is_first_process, keep_freed_memory
+from foundation.process import Ending, is_first_process, keep_freed_memory
 from foundation.stopping import Preempted, held_signals
 
 COMMANDS = {
@@ -36,6 +37,13 @@ COMMANDS = {
 _SAVING = ("pretrain", "adapt")
 # Those whose work is worth more than what they print of it; of others, what they print is the work.
 _TRAINING = (*_SAVING, "sweep", "study", "quickstart")
+
+
+def run() -> NoReturn:
+    """The program: one command, and the end of the process."""
+    ending = Ending()
+    ending.code = main()
+    sys.exit(ending.code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,4 +121,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

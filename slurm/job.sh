@@ -54,11 +54,12 @@ trainer_shape() {
 }
 
 # Start a command that saves itself when it is signalled. Until it can, signals wait: where `env` knows how, from the
-# very start of the process. One task that fails ends the others, which would wait for it.
+# very start of the process. One task that fails ends the others, which would wait for it; one that is done does not, as
+# some sites have it: the first one goes on to judge what was trained.
 launch_saving() {
     local hold=()
     if env --block-signal=USR1 true 2>/dev/null; then hold=(env --block-signal=USR1 --block-signal=TERM); fi
-    srun --kill-on-bad-exit=1 "${hold[@]}" foundation "$@"
+    srun --kill-on-bad-exit=1 --wait=0 "${hold[@]}" foundation "$@"
 }
 
 # Start a command that goes on where it was but does not save itself on a signal. This shell takes the warning
@@ -67,7 +68,7 @@ launch_again() {
     local code step asked= woken=yes
     trap 'woken=yes asked=yes; scancel --signal=TERM "$(job_name)"' USR1
     trap 'woken=yes' TERM
-    srun foundation "$@" &
+    srun --wait=0 foundation "$@" & # tasks that are done do not end the others, as some sites have it
     step=$!
     while [[ -n $woken ]]; do # a signal ends the waiting, too
         woken= code=0

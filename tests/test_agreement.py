@@ -1,7 +1,9 @@
-"""What processes tell one another in a step, and what becomes of a step whose loss is not finite."""
+"""What processes tell one another in a step, what becomes of a step whose loss is not finite, how they end."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +115,34 @@ def test_a_loss_that_is_not_finite_changes_no_weight(
     ids = ", ".join(data.store.ids[row] for row in poison.rows)
     assert f"not finite at step {poisoned // accumulate}; the batch holds the crystals {ids}:" in str(raised.value)
     assert all(torch.equal(weight, poison.before[name]) for name, weight in module.named_parameters())
+
+
+ENDING = """
+import atexit, os
+from foundation import cli
+
+class Falls:
+    def __del__(self):
+        os.abort()  # as a thread of gloo does that gives back a tensor by now
+
+def command():
+    global falls
+    falls = Falls()
+    import torch
+    if GROUPED:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    atexit.register(print, "last words")
+    return 3
+
+cli.main = command
+cli.run()
+"""
+
+
+@pytest.mark.parametrize(("grouped", "code"), [(True, 3), (False, -6)])
+def test_a_process_of_a_group_ends_before_python_is_taken_apart(grouped: bool, code: int) -> None:
+    """With its code, and with all that was to be done and said at its end."""
+    script = ENDING.replace("GROUPED", str(grouped))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (code, "last words\n")

@@ -134,7 +134,7 @@ def test_a_study_whose_time_is_over_is_ended_and_queued_again(tmp_path: Path) ->
         else:
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
         assert job.wait(15) == 143
-        assert (tmp_path / "asked").read_text().splitlines() == ["srun foundation study --out o", *told]
+        assert (tmp_path / "asked").read_text().splitlines() == ["srun --wait=0 foundation study --out o", *told]
 
 
 def test_a_number_of_a_job_that_comes_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ranks import Moment, to_itself, watch
 
 from foundation.cli import main
+from foundation.process import Ending
 from foundation.stopping import asked_to_stop, held_signals
 
 
@@ -25,9 +26,10 @@ def by_slurm(number: int) -> None:
 
 
 if __name__ == "__main__":
+    ending = Ending()
     with held_signals():  # what is imported here the command would import behind its own hold
         rank, start = (int(os.environ.get(f"SLURM_{name}", "0")) for name in ("PROCID", "RESTART_COUNT"))
         moments = [Moment(**fields) for fields in json.loads(os.environ["MOMENTS"]).get(str(start), [])]
         watch(Path(os.environ["SEEN"]) / f"seen{rank}.txt", rank, moments, by_slurm)
-        code = main()
-    sys.exit(code)
+        ending.code = main()
+    sys.exit(ending.code)
