@@ -6,6 +6,7 @@ as they are, so that the graphs of a package are made by the very code that made
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,6 @@ from datamodules.crystals import Crystal, as_crystal
 from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from foundation.checkpoint import Checkpoint
-from foundation.classical.blended import HEAD
 from foundation.columns import Columns
 from foundation.encoder.elements import NUM_ELEMENTS
 from foundation.exported.model import GraphTensors, PackagedModel
@@ -67,13 +67,6 @@ def export_package(checkpoints: Sequence[Checkpoint], out: Path, format: str) ->
     Raises:
         InputError: If the program cannot be made here, or does not predict what the models predict.
     """
-    for checkpoint in checkpoints:
-        for name, spec in checkpoint.spec.heads.items():
-            if spec.class_path == HEAD:
-                raise InputError(
-                    f"{checkpoint.path}: its head for {name} mixes in a forest and support vectors, which are no "
-                    "program of tensors; adapt with --seeds instead of --folds to export"
-                )
     checkpoints = [_with_plain_products(checkpoint) for checkpoint in checkpoints]
     ensemble = Ensemble([checkpoint.build() for checkpoint in checkpoints])
     shaped = [name for name, head in ensemble.heads.items() if not head.is_single]
@@ -107,21 +100,24 @@ def _with_plain_products(checkpoint: Checkpoint) -> Checkpoint:
 
 def _write_program(model: PackagedModel, example: CrystalBatch, path: Path, format: str) -> None:
     atoms, edges, crystals = (torch.export.Dim(name) for name in ("atoms", "edges", "crystals"))
-    shapes = GraphTensors({0: atoms}, {0: atoms}, {0: crystals}, {1: edges}, {0: edges}, {0: atoms})  # type: ignore[arg-type]
+    sizes = {"z": {0: atoms}, "batch": {0: atoms}, "num_atoms": {0: crystals}, "volume": {0: crystals}}
+    shapes = {**sizes, "edge_index": {1: edges}, "edge_vector": {0: edges}, "cutoff": {0: atoms}}
     if format == "aot_inductor":
         _need_compiler()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch warns of its own deprecated calls on the way
         # Strict, since tracing without it takes len() of a tensor for a constant.
-        program = torch.export.export(model, tuple(GraphTensors.of(example)), dynamic_shapes=tuple(shapes), strict=True)
+        program = torch.export.export(model, tuple(GraphTensors.of(example)), dynamic_shapes=shapes, strict=True)
         for node in program.graph.nodes:  # where each line of ours stood: most of the file, and of no use elsewhere
             node.meta.pop("stack_trace", None)
             node.meta.pop("from_node", None)
         if format == "aot_inductor":
             from torch._inductor import aoti_compile_and_package
 
-            # Without this the number of threads that runs the export would be the package's for ever.
-            aoti_compile_and_package(program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True})
+            logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # of an eigenvalue that it has no code for
+            # Code for any number of threads adds up with atomic operations and is not vectorised: on one core it takes
+            # five times as long.
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs={"cpp.threads": 1})
         else:
             torch.export.save(program, path)
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heads.base import NUM_ELEMENTS
+
 # Logits beyond this are clipped: the exponential of a larger one would overflow a sum in single precision.
 MAX_LOGIT = 10.0
 
@@ -23,6 +25,13 @@ def crystal_mean(values: Tensor, batch: Any) -> Tensor:
     num_atoms: Tensor = batch.num_atoms
     sums = crystal_sum(values, batch)
     return sums / num_atoms.view(-1, *[1] * (sums.dim() - 1)).to(sums.dtype)
+
+
+def composition(batch: Any) -> Tensor:
+    """Share of every element in each crystal: [B, NUM_ELEMENTS + 1] in double precision, column z for number z."""
+    table = torch.zeros(len(batch.num_atoms), NUM_ELEMENTS + 1, dtype=torch.float64, device=batch.z.device)
+    share = 1.0 / batch.num_atoms[batch.batch].double()
+    return table.index_put((batch.batch, batch.z), share, accumulate=True)
 
 
 def _at_least_single(values: Tensor) -> Tensor:

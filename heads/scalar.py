@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.properties import Property
 from heads.base import NUM_ELEMENTS, Head, invariant_slice
-from heads.pooling import MeanAndAttention, crystal_mean, crystal_sum
+from heads.pooling import MeanAndAttention, composition, crystal_mean, crystal_sum
 
 
 class ScalarHead(Head):
@@ -102,9 +102,9 @@ class ScalarHead(Head):
         if self.aggregation == "sum":
             value = value / batch.num_atoms
         if self.element_reference:
-            reference = _ridge(_composition(batch), value)
+            reference = _ridge(composition(batch), value)
             self.reference.copy_(reference)
-            value = value - (_composition(batch) @ reference)
+            value = value - (composition(batch) @ reference)
         self.mean.copy_(value.mean())
         spread = value.std(unbiased=False)
         self.scale.copy_(spread if spread > 0 else torch.ones_like(spread))
@@ -119,13 +119,6 @@ class ScalarHead(Head):
         if self.element_reference:
             per_atom = per_atom + crystal_mean(self.reference[batch.z], batch)
         return per_atom * batch.num_atoms if self.aggregation == "sum" else per_atom
-
-
-def _composition(batch: Any) -> Tensor:
-    """[M, NUM_ELEMENTS + 1] fraction of each element in each crystal."""
-    table = torch.zeros(len(batch.num_atoms), NUM_ELEMENTS + 1, dtype=torch.float64)
-    share = 1.0 / batch.num_atoms[batch.batch].double()
-    return table.index_put((batch.batch, batch.z), share, accumulate=True)
 
 
 def _ridge(composition: Tensor, value: Tensor, strength: float = 1e-2) -> Tensor:

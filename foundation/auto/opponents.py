@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from foundation.auto.folds import Folds
-from foundation.classical.companions import Companions, fit_companions
+from foundation.classical.companions import COUNT, fit_companions
 from foundation.classical.descriptors import describe
 from foundation.classical.trees import fit_trees
 from foundation.inference import Values
@@ -21,7 +21,7 @@ def of_numbers(folds: Folds) -> tuple[Values, dict[str, Values]]:
     """[3, n] out-of-fold predictions of companions, which may be mixed in, and [n] of each opponent."""
     property = folds.data.property_of(folds.data.names[0])
     described = describe(folds.data, folds.rows)
-    trees, beside = np.empty(len(folds.rows)), np.empty((len(Companions._fields), len(folds.rows)))
+    trees, beside = np.empty(len(folds.rows)), np.empty((COUNT, len(folds.rows)))
     for held in range(folds.count):
         out = folds.fold == held
         trees[out] = fit_trees(described[~out], folds.labels[~out], property, seed=held).predict(described[out])
@@ -45,4 +45,4 @@ def of_shapes(folds: Folds, spec: HeadSpec) -> tuple[Values, dict[str, Values]]:
             guess = shares.expand(len(data.split.test), -1)
         target = head.comparable(guess, data.targets(name, data.split.test), asked)
         errors[folds.fold == held] = crystal_errors(head, guess, target, asked)[:, 2]
-    return np.zeros((len(Companions._fields), len(folds.rows))), {"a guess by the mean": errors}
+    return np.zeros((COUNT, len(folds.rows))), {"a guess by the mean": errors}

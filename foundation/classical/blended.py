@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +39,7 @@ class BlendedHead(Head):
         property: What is predicted.
         base: ``class_path`` and ``init_args`` of the other head.
         recipe: Arguments of the ``NeighborRecipe`` by which the descriptors are made.
-        arrays: Type and shape of every array of the companions, by name.
+        sizes: Of the companions.
     """
 
     weights: Tensor
@@ -51,15 +50,13 @@ class BlendedHead(Head):
         property: Property,
         base: dict[str, Any],
         recipe: dict[str, Any],
-        arrays: dict[str, list[Any]],
+        sizes: dict[str, int],
     ) -> None:
         super().__init__(irreps_in, property)
         self.base = HeadSpec(base["class_path"], base["init_args"], property).build(irreps_in)
         self.recipe = NeighborRecipe(**recipe)
         self.register_buffer("weights", torch.zeros(len(Weights._fields), dtype=torch.float64))
-        self.arrays = list(arrays)
-        for name, (dtype, shape) in arrays.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=getattr(torch, dtype)))
+        self.companions = Companions.of_sizes(sizes)
 
     def forward(self, features: Tensor, batch: Any) -> Tensor:
         """[N, irreps_in.dim] atom features -> [B] scaled prediction of the other head."""
@@ -70,10 +67,7 @@ class BlendedHead(Head):
         """[B] scaled prediction of the other head -> [B] in physical units, mixed."""
         own = self.base.predict(scaled, batch).double()
         own = torch.log10(own) if self.property.log else own
-        # A copy: cpu() moves the batch itself, which other heads and members still need where it is.
-        features = describe_batch(copy.copy(batch).cpu(), self.recipe)
-        beside = torch.from_numpy(self._companions().predict(features, self.property)).to(own.device)
-        mixed = self.weights @ torch.cat([own[None], beside])
+        mixed = self.weights @ torch.cat([own[None], self.companions(describe_batch(batch, self.recipe))])
         return (torch.pow(10.0, mixed) if self.property.log else mixed).to(scaled.dtype)
 
     def loss(self, scaled: Tensor, target: Tensor, batch: Any) -> Tensor:
@@ -83,9 +77,6 @@ class BlendedHead(Head):
     def fit_scaler(self, target: Tensor, batch: Any) -> None:
         """It is made with its scale; a fresh one has no forest."""
         raise InputError(f"head {self.property.name}: a blended head is made by --folds and trains no further")
-
-    def _companions(self) -> Companions:
-        return Companions.of({name: getattr(self, name).cpu().numpy() for name in self.arrays})
 
 
 HEAD = f"{BlendedHead.__module__}.{BlendedHead.__qualname__}"  # its class_path
@@ -106,17 +97,15 @@ def blended(
     Returns:
         The blended head, and what it is made from.
     """
-    arrays = companions.arrays()
     arguments = {
         "base": {"class_path": spec.class_path, "init_args": spec.init_args},
         "recipe": vars(recipe),
-        "arrays": {name: [str(values.dtype), list(values.shape)] for name, values in arrays.items()},
+        "sizes": companions.sizes,
     }
     made = HeadSpec(HEAD, arguments, spec.property)
     new = made.build(str(head.irreps_in))
     assert isinstance(new, BlendedHead)
     new.base = head
     new.weights.copy_(torch.tensor(weights, dtype=torch.float64))
-    for name, values in arrays.items():
-        getattr(new, name).copy_(torch.from_numpy(values))
+    new.companions = companions
     return new, made

@@ -8,15 +8,21 @@ coordination number of Hoppe (1979), Z. Kristallogr. 150, 23, which falls smooth
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.batching import CrystalBatch, GraphArrays
+from datamodules.batching import GraphArrays
 from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
 from foundation.encoder.elements import NUM_ELEMENTS, element_properties
+from heads.pooling import composition, crystal_mean, crystal_sum
 
 Values = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -24,11 +30,36 @@ Ints = npt.NDArray[np.int64]
 CHUNK = 1000  # crystals whose edges are held at once
 DALTON = 1.66053906660  # g/cm^3 of one atomic mass unit in a cubic Angstrom
 # Groups one by one are for a model that is linear in its input; a tree cuts the group's number.
-_PROPERTIES = {name: values for name, values in element_properties().items() if not name.startswith("group ")}
-_NAMES = list(_PROPERTIES)
-_TABLE = np.vstack([np.zeros(len(_NAMES)), np.stack(list(_PROPERTIES.values()), axis=1)])  # row z for number z
-_RADII = _TABLE[:, _NAMES.index("atomic radius")]
+_KNOWN = {name: values for name, values in element_properties().items() if not name.startswith("group ")}
+_BLOCKS = [name for name in _KNOWN if name.endswith(" block")]  # of which an atom has one: their mean says all
+_NUMBERS = [name for name in _KNOWN if name not in _BLOCKS]
+# Row z for number z; the columns of blocks are the last.
+_TABLE = torch.tensor(np.stack([np.append(0.0, _KNOWN[name]) for name in (*_NUMBERS, *_BLOCKS)], axis=1))
+_MASS, _RADIUS = _NUMBERS.index("log mass"), _NUMBERS.index("atomic radius")
 _DIFFERENCES = ("electronegativity", "log mass", "atomic radius", "Mendeleev number")
+_DIFFERING = [_NUMBERS.index(name) for name in _DIFFERENCES]
+_STATISTICS, _EXTREMES = ("mean", "deviation", "min", "max"), ("amin", "amax")
+_OF_BONDS = [
+    "nearest neighbour (Angstrom)",
+    "k-th neighbour (Angstrom)",
+    "bond length (Angstrom)",
+    "bond length / radii",
+    "coordination",
+    "one-sidedness",
+    *(f"difference in {name}" for name in _DIFFERENCES),
+]
+NAMES = [
+    "elements",
+    "fractions, 2-norm",
+    "fractions, 3-norm",
+    "volume per atom (Angstrom^3)",
+    "density (g/cm^3)",
+    "packing",
+    *(f"{name}, {kind}" for name in _NUMBERS for kind in _STATISTICS),
+    *_BLOCKS,
+    *(f"{name}, {kind}" for name in _OF_BONDS for kind in _STATISTICS),
+    *(f"bonds along axis {axis}" for axis in (1, 2, 3)),
+]
 
 
 def describe(data: CrystalDataModule, rows: npt.ArrayLike) -> pd.DataFrame:
@@ -49,7 +80,7 @@ def describe_graphs(graphs: GraphArrays, rows: Ints, recipe: NeighborRecipe) -> 
     starts = range(0, max(len(rows), 1), CHUNK)
     chunks = tqdm(starts, desc="descriptors", unit=f" x {CHUNK} crystals", disable=None, delay=2)
     parts = [describe_batch(graphs.gather(rows[start : start + CHUNK]), recipe) for start in chunks]
-    return pd.concat(parts).set_index(pd.Index(rows, name="row"))
+    return pd.DataFrame(torch.cat(parts).numpy(), pd.Index(rows, name="row"), NAMES)
 
 
 def element_fractions(numbers: npt.NDArray[np.integer], ptr: Ints) -> Values:
@@ -68,85 +99,67 @@ def element_fractions(numbers: npt.NDArray[np.integer], ptr: Ints) -> Values:
     return np.asarray(table / np.maximum(counts, 1)[:, None], dtype=np.float64)
 
 
-def describe_batch(batch: CrystalBatch, recipe: NeighborRecipe) -> pd.DataFrame:
-    """The same of the crystals of a batch on the CPU, its edges made by this recipe: [B, D]."""
-    numbers, counts, volume = batch.z.numpy(), batch.num_atoms.numpy(), batch.volume.numpy()
-    ptr = np.concatenate([[0], np.cumsum(counts)])
-    fractions = element_fractions(numbers, ptr)
-    atoms = dict(zip(_NAMES, _TABLE[numbers].T, strict=True))
-    masses = np.exp(atoms["log mass"])
-    bonds, orientation = _bonds(batch, recipe)
-    columns = {
-        "elements": (fractions > 0).sum(axis=1),
-        "fractions, 2-norm": np.linalg.norm(fractions, ord=2, axis=1),
-        "fractions, 3-norm": np.linalg.norm(fractions, ord=3, axis=1),
-        "volume per atom (Angstrom^3)": volume / counts,
-        "density (g/cm^3)": DALTON * np.add.reduceat(masses, ptr[:-1]) / volume,
-        "packing": 4 / 3 * np.pi * np.add.reduceat(_RADII[numbers] ** 3, ptr[:-1]) / volume,
-        **_spread({name: values for name, values in atoms.items() if not name.endswith(" block")}, ptr),
-        **{name: np.add.reduceat(values, ptr[:-1]) / counts for name, values in atoms.items() if "block" in name},
-        **_spread(bonds, ptr),
-        **_anisotropy(orientation, ptr),
-    }
-    return pd.DataFrame(columns, dtype=np.float64)
+def describe_batch(batch: Any, recipe: NeighborRecipe) -> Tensor:
+    """The same of the crystals of a batch, on its device.
+
+    Args:
+        batch: B crystals with their edges, which were made by this recipe: z, batch, num_atoms, volume, edge_index,
+            edge_vector and cutoff of a ``CrystalBatch``.
+        recipe: The neighbours of each atom.
+
+    Returns:
+        [B, D] in double precision; columns are called ``NAMES``.
+    """
+    counts, volume = batch.num_atoms.double(), batch.volume.double()
+    elements = _TABLE.to(batch.z.device).index_select(0, batch.z)  # [N, P]
+    fractions = composition(batch)
+    bonds, orientation = _bonds(batch, recipe, elements)
+    whole = [
+        (fractions > 0).sum(dim=1).double(),
+        torch.linalg.vector_norm(fractions, ord=2, dim=1),
+        torch.linalg.vector_norm(fractions, ord=3, dim=1),
+        volume / counts,
+        DALTON * crystal_sum(elements[:, _MASS].exp(), batch) / volume,
+        4 / 3 * math.pi * crystal_sum(elements[:, _RADIUS] ** 3, batch) / volume,
+    ]
+    # How unequally the bonds point along the three axes: thirds if equally, a zero if in layers.
+    axes = torch.linalg.eigvalsh(crystal_mean(orientation, batch))  # [B, 3] ascending
+    spread, blocks = elements[:, : -len(_BLOCKS)], elements[:, -len(_BLOCKS) :]
+    parts = [_spread(spread, batch), crystal_mean(blocks, batch), _spread(bonds, batch), axes]
+    return torch.cat([torch.stack(whole, dim=1), *parts], dim=1)
 
 
-def _spread(atoms: dict[str, Values], ptr: Ints) -> dict[str, Values]:
-    """Statistics over the atoms of each crystal, of quantities [N] each."""
-    values = np.stack(list(atoms.values()), axis=1)  # [N, P]
-    starts, counts = ptr[:-1], np.diff(ptr)
-    mean = np.add.reduceat(values, starts) / counts[:, None]
-    away = np.abs(values - np.repeat(mean, counts, axis=0))
-    kinds = {
-        "mean": mean,
-        "deviation": np.add.reduceat(away, starts) / counts[:, None],
-        "min": np.minimum.reduceat(values, starts),
-        "max": np.maximum.reduceat(values, starts),
-    }
-    return {f"{name}, {kind}": table[:, p] for p, name in enumerate(atoms) for kind, table in kinds.items()}
+def _spread(values: Tensor, batch: Any) -> Tensor:
+    """[N, P] of atoms -> [B, 4 P] statistics over the atoms of each crystal, those of ``_STATISTICS`` side by side."""
+    mean = crystal_mean(values, batch)
+    deviation = crystal_mean((values - mean.index_select(0, batch.batch)).abs(), batch)
+    place = batch.batch[:, None].expand(values.shape)
+    least, most = (torch.zeros_like(mean).scatter_reduce(0, place, values, by, include_self=False) for by in _EXTREMES)
+    return torch.stack([mean, deviation, least, most], dim=2).flatten(1)
 
 
-def _bonds(batch: CrystalBatch, recipe: NeighborRecipe) -> tuple[dict[str, Values], Values]:
-    """What every atom's neighbours say of it, and [N, 3, 3] in which directions they stand.
+def _bonds(batch: Any, recipe: NeighborRecipe, elements: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, ...] what every atom's neighbours say of it, and [N, 3, 3] in which directions they stand.
 
     An atom without neighbours has its next one at the distance up to which they were looked for.
     """
-    size = len(batch.z)
-    numbers, (sender, receiver) = batch.z.numpy(), batch.edge_index.numpy()
-    vector = batch.edge_vector.double().numpy()
-    length = np.linalg.norm(vector, axis=1)  # [E]
-    nearest = np.full(size, recipe.max_cutoff)
-    np.minimum.at(nearest, receiver, length)
-    weight = np.exp(1 - (length / nearest[receiver]) ** 6)
-    coordination = np.asarray(np.bincount(receiver, weight, size), dtype=np.float64)
+    sender, receiver = batch.edge_index
+    vector = batch.edge_vector.double()
+    length = vector.norm(dim=1)  # [E]
+    nearest = torch.full_like(elements[:, 0], recipe.max_cutoff).scatter_reduce(0, receiver, length, "amin")
+    weight = torch.exp(1 - (length / nearest.index_select(0, receiver)) ** 6)
+    coordination = torch.zeros_like(nearest).index_add(0, receiver, weight)
 
-    def around(values: Values) -> Values:
-        """[E] -> [N] mean over the bonds of each atom, by weight."""
-        total = np.bincount(receiver, weight * values, size)
-        return np.asarray(total / np.maximum(coordination, 1e-9), dtype=np.float64)
-
-    ends = _RADII[numbers[sender]] + _RADII[numbers[receiver]]
+    told = elements[:, _DIFFERING]
+    sent, received = told.index_select(0, sender), told.index_select(0, receiver)  # [E, 4]
+    relative = length / (sent + received)[:, _DIFFERENCES.index("atomic radius")]
     direction = vector / length[:, None]
-    orientation = [around(direction[:, i] * direction[:, j]) for i in range(3) for j in range(3)]
-    one_sided = np.stack([around(direction[:, i]) for i in range(3)], axis=1)
-    table = {name: _TABLE[:, _NAMES.index(name)] for name in _DIFFERENCES}
-    atoms: dict[str, Values] = {
-        "nearest neighbour (Angstrom)": nearest,
-        "k-th neighbour (Angstrom)": batch.cutoff.double().numpy() - recipe.shell_width,
-        "bond length (Angstrom)": around(length),
-        "bond length / radii": around(length / ends),
-        "coordination": coordination,
-        "one-sidedness": np.sqrt((one_sided**2).sum(axis=1)),
-        **{
-            f"difference in {name}": around(abs(of[numbers[sender]] - of[numbers[receiver]]))
-            for name, of in table.items()
-        },
-    }
-    return atoms, np.stack(orientation, axis=1).reshape(size, 3, 3)
-
-
-def _anisotropy(orientation: Values, ptr: Ints) -> dict[str, Values]:
-    """How unequally the bonds of a crystal point along its three axes: thirds if equally, a zero if in layers."""
-    mean = np.add.reduceat(orientation, ptr[:-1]) / np.diff(ptr)[:, None, None]
-    shares = np.asarray(np.linalg.eigvalsh(mean), dtype=np.float64)  # ascending
-    return {f"bonds along axis {axis + 1}": shares[:, axis] for axis in range(3)}
+    pairs = (direction[:, :, None] * direction[:, None, :]).flatten(1)  # [E, 9]
+    differences = (sent - received).abs()
+    of_edges = torch.cat([length[:, None], relative[:, None], differences, direction, pairs], dim=1)
+    total = of_edges.new_zeros(len(nearest), of_edges.shape[1]).index_add(0, receiver, weight[:, None] * of_edges)
+    around = total / coordination.clamp(min=1e-9)[:, None]
+    lengths, differences, one_sided, orientation = around.split([2, len(_DIFFERENCES), 3, 9], dim=1)
+    kth = batch.cutoff.double() - recipe.shell_width
+    first, then = torch.stack([nearest, kth], dim=1), torch.stack([coordination, one_sided.norm(dim=1)], dim=1)
+    return torch.cat([first, lengths, then, differences], dim=1), orientation.unflatten(1, (3, 3))

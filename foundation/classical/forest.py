@@ -1,13 +1,13 @@
-"""A forest of randomised trees (Geurts, Ernst & Wehenkel, 2006) as plain arrays, so that a checkpoint can hold it."""
+"""A forest of randomised trees (Geurts, Ernst & Wehenkel, 2006) as tensors: part of a checkpoint, and of an export."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from sklearn.ensemble import ExtraTreesRegressor
+from torch import Tensor, nn
 
 Values = npt.NDArray[np.float64]
 
@@ -15,8 +15,13 @@ NUM_TREES = 100
 SETTINGS = {"n_estimators": NUM_TREES, "max_features": 0.3, "min_samples_leaf": 1}
 
 
-class Forest(NamedTuple):
+class Forest(nn.Module):
     """T trees of at most M nodes; a node whose ``left`` is its own index is a leaf.
+
+    Args:
+        trees: T.
+        nodes: M.
+        depth: Steps from a root to the farthest leaf.
 
     Attributes:
         feature: [T, M] column that a node looks at.
@@ -26,24 +31,28 @@ class Forest(NamedTuple):
         value: [T, M] what a leaf says, in the space where labels are learned.
     """
 
-    feature: npt.NDArray[np.int64]
-    threshold: Values
-    left: npt.NDArray[np.int64]
-    right: npt.NDArray[np.int64]
-    value: Values
+    feature: Tensor
+    threshold: Tensor
+    left: Tensor
+    right: Tensor
+    value: Tensor
 
-    def predict(self, features: pd.DataFrame) -> Values:
+    def __init__(self, trees: int, nodes: int, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+        for name in ("feature", "left", "right"):
+            self.register_buffer(name, torch.zeros(trees, nodes, dtype=torch.int64))
+        for name in ("threshold", "value"):
+            self.register_buffer(name, torch.zeros(trees, nodes, dtype=torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
         """[B, D] descriptors -> [B], the mean over the trees, in the space where labels are learned."""
-        table = features.to_numpy(dtype=np.float32)  # the precision in which scikit-learn compares
-        tree = np.arange(len(self.feature))[:, None]
-        node = np.zeros((len(self.feature), len(table)), dtype=np.int64)  # [T, B]
-        row = np.arange(len(table))[None]
-        while True:
-            goes_left = table[row, self.feature[tree, node]] <= self.threshold[tree, node]
-            following = np.where(goes_left, self.left[tree, node], self.right[tree, node])
-            if (following == node).all():
-                return np.asarray(self.value[tree, node].mean(axis=0), dtype=np.float64)
-            node = following
+        table = features.float().T  # the precision in which scikit-learn compares
+        node = self.feature.new_zeros(len(self.feature), len(features))  # [T, B]
+        for _ in range(self.depth):
+            goes_left = table.gather(0, self.feature.gather(1, node)) <= self.threshold.gather(1, node)
+            node = torch.where(goes_left, self.left.gather(1, node), self.right.gather(1, node))
+        return self.value.gather(1, node).mean(dim=0)
 
 
 def fit_forest(features: pd.DataFrame, goal: Values, seed: int = 0) -> Forest:
@@ -56,27 +65,17 @@ def fit_forest(features: pd.DataFrame, goal: Values, seed: int = 0) -> Forest:
     """
     model = ExtraTreesRegressor(random_state=seed, **SETTINGS).fit(features, goal)
     trees = [estimator.tree_ for estimator in model.estimators_]
-    size = max(tree.node_count for tree in trees)
-    nodes = np.arange(size)
-    columns: list[list[npt.NDArray[np.generic]]] = []
-    for tree in trees:
+    made = Forest(len(trees), max(tree.node_count for tree in trees), max(tree.max_depth for tree in trees))
+    for number, tree in enumerate(trees):
         leaf = tree.children_left < 0
-        own = nodes[: tree.node_count]
-        columns.append(
-            [
-                np.where(leaf, 0, tree.feature),
-                tree.threshold,
-                np.where(leaf, own, tree.children_left),
-                np.where(leaf, own, tree.children_right),
-                tree.value[:, 0, 0],
-            ]
-        )
-    padded = [np.stack([np.pad(column[i], (0, size - len(column[i]))) for column in columns]) for i in range(5)]
-    feature, threshold, left, right, value = padded
-    return Forest(
-        feature.astype(np.int64),
-        threshold.astype(np.float64),
-        left.astype(np.int64),
-        right.astype(np.int64),
-        value.astype(np.float64),
-    )
+        own = np.arange(tree.node_count)
+        columns = {
+            "feature": np.where(leaf, 0, tree.feature),
+            "threshold": tree.threshold,
+            "left": np.where(leaf, own, tree.children_left),
+            "right": np.where(leaf, own, tree.children_right),
+            "value": tree.value[:, 0, 0],
+        }
+        for name, column in columns.items():
+            getattr(made, name)[number, : len(own)] = torch.from_numpy(column)
+    return made

@@ -1,4 +1,4 @@
-"""Regression by support vectors (Drucker et al., 1997) as plain arrays, so that a checkpoint can hold it.
+"""Regression by support vectors (Drucker et al., 1997) as tensors: part of a checkpoint, and of an export.
 
 It is smooth where a forest is made of steps: better for labels that follow the composition smoothly, such as elastic
 moduli, worse where few descriptors decide, such as for band gaps.
@@ -6,13 +6,13 @@ moduli, worse where few descriptors decide, such as for band gaps.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
+from torch import Tensor, nn
 
 Values = npt.NDArray[np.float64]
 
@@ -23,8 +23,12 @@ _WIDTH = 0.1  # gamma times the number of descriptors
 MOST = 20_000  # labels: what fitting costs grows with their square
 
 
-class SupportVectors(NamedTuple):
+class SupportVectors(nn.Module):
     """S support vectors of D descriptors.
+
+    Args:
+        vectors: S.
+        descriptors: D.
 
     Attributes:
         mean: [D] of the descriptors.
@@ -34,18 +38,24 @@ class SupportVectors(NamedTuple):
         intercept: [] what is said far from all of them.
     """
 
-    mean: Values
-    scale: Values
-    vectors: Values
-    coefficient: Values
-    intercept: Values
+    mean: Tensor
+    scale: Tensor
+    vectors: Tensor
+    coefficient: Tensor
+    intercept: Tensor
 
-    def predict(self, features: pd.DataFrame) -> Values:
+    def __init__(self, vectors: int, descriptors: int) -> None:
+        super().__init__()
+        shapes = {"mean": [descriptors], "scale": [descriptors], "vectors": [vectors, descriptors]}
+        for name, shape in {**shapes, "coefficient": [vectors], "intercept": []}.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
         """[B, D] descriptors -> [B], in the space where labels are learned."""
-        scaled = (features.to_numpy(dtype=np.float64) - self.mean) / self.scale
-        squares = (scaled**2).sum(axis=1)[:, None] + (self.vectors**2).sum(axis=1) - 2 * scaled @ self.vectors.T
-        kernel = np.exp(-_WIDTH / len(self.mean) * squares)
-        return np.asarray(kernel @ self.coefficient + self.intercept, dtype=np.float64)
+        scaled = (features - self.mean) / self.scale
+        squares = scaled.square().sum(dim=1)[:, None] + self.vectors.square().sum(dim=1) - 2 * scaled @ self.vectors.T
+        kernel = torch.exp(-_WIDTH / len(self.mean) * squares)
+        return kernel @ self.coefficient + self.intercept
 
 
 def fit_support_vectors(features: pd.DataFrame, goal: Values, seed: int = 0) -> SupportVectors:
@@ -63,10 +73,13 @@ def fit_support_vectors(features: pd.DataFrame, goal: Values, seed: int = 0) -> 
     scaler = StandardScaler().fit(table)
     centre, spread = np.median(goal), goal.std() or 1.0
     model = SVR(gamma=_WIDTH / table.shape[1], **SETTINGS).fit(scaler.transform(table), (goal - centre) / spread)
-    return SupportVectors(
-        mean=scaler.mean_,
-        scale=scaler.scale_,
-        vectors=model.support_vectors_,
-        coefficient=model.dual_coef_[0] * spread,
-        intercept=np.asarray(model.intercept_[0] * spread + centre),
-    )
+    made = SupportVectors(*model.support_vectors_.shape)
+    found = {
+        "mean": scaler.mean_,
+        "scale": scaler.scale_,
+        "vectors": model.support_vectors_,
+        "coefficient": model.dual_coef_[0] * spread,
+        "intercept": np.asarray(model.intercept_[0] * spread + centre),
+    }
+    made.load_state_dict({name: torch.from_numpy(values) for name, values in found.items()})
+    return made

@@ -17,6 +17,7 @@ class GraphTensors(NamedTuple):
     z: Tensor  # [N]
     batch: Tensor  # [N]
     num_atoms: Tensor  # [B]
+    volume: Tensor  # [B] Angstrom^3, in double precision
     edge_index: Tensor  # [2, E]
     edge_vector: Tensor  # [E, 3] Angstrom
     cutoff: Tensor  # [N] Angstrom
@@ -37,10 +38,17 @@ class PackagedModel(nn.Module):
         self.columns = {name: ensemble.properties[name].column for name in ensemble.names}
 
     def forward(
-        self, z: Tensor, batch: Tensor, num_atoms: Tensor, edge_index: Tensor, edge_vector: Tensor, cutoff: Tensor
+        self,
+        z: Tensor,
+        batch: Tensor,
+        num_atoms: Tensor,
+        volume: Tensor,
+        edge_index: Tensor,
+        edge_vector: Tensor,
+        cutoff: Tensor,
     ) -> dict[str, Tensor]:
         """Fields of ``GraphTensors`` -> column -> [B]: the members' mean and, where there are several, their spread."""
-        graph = GraphTensors(z, batch, num_atoms, edge_index, edge_vector, cutoff)
+        graph = GraphTensors(z, batch, num_atoms, volume, edge_index, edge_vector, cutoff)
         members = []
         for encoder, heads in zip(self.encoders, self.heads, strict=True):
             features = encoder.forward(graph)

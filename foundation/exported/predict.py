@@ -33,7 +33,7 @@ from datamodules.graph import NeighborList, NeighborRecipe, neighbor_list
 from datamodules.readers.cif import cif_blocks, crystal_of_cif
 from datamodules.validity import problem_of
 
-EDGES_PER_BATCH = 8_000  # a batch is fastest while it stays in the processor's caches
+EDGES_PER_BATCH = 2_000  # a batch is fastest while it stays in the processor's caches
 
 Program = Callable[..., dict[str, torch.Tensor]]
 Graph = tuple[Crystal, NeighborList]
@@ -54,8 +54,8 @@ def program_inputs(graphs: Sequence[Graph]) -> tuple[torch.Tensor, ...]:
     """What the program takes, for B crystals with N atoms and E edges in all.
 
     Returns:
-        Atomic numbers [N], crystal of each atom [N], atoms per crystal [B], sender and receiver [2, E], vectors
-        from receiver to sender [E, 3] in Angstrom, and cutoffs [N] in Angstrom.
+        Atomic numbers [N], crystal of each atom [N], atoms per crystal [B], volumes of the cells [B] in Angstrom^3,
+        sender and receiver [2, E], vectors from receiver to sender [E, 3] in Angstrom, and cutoffs [N] in Angstrom.
     """
     sizes = [len(crystal) for crystal, _ in graphs]
     first = np.cumsum(sizes) - sizes
@@ -68,6 +68,7 @@ def program_inputs(graphs: Sequence[Graph]) -> tuple[torch.Tensor, ...]:
         torch.from_numpy(np.concatenate([crystal.numbers for crystal, _ in graphs]).astype(np.int64)),
         torch.from_numpy(np.repeat(np.arange(len(graphs)), sizes)),
         torch.tensor(sizes, dtype=torch.int64),
+        torch.tensor([crystal.volume for crystal, _ in graphs], dtype=torch.float64),
         torch.from_numpy(np.concatenate(ends, axis=1)),
         torch.from_numpy(np.concatenate(vectors)).to(torch.float32),
         torch.from_numpy(np.concatenate([edges.cutoff for _, edges in graphs])).to(torch.float32),
