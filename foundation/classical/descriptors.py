@@ -100,7 +100,7 @@ def element_fractions(numbers: npt.NDArray[np.integer], ptr: Ints) -> Values:
 
 
 def describe_batch(batch: Any, recipe: NeighborRecipe) -> Tensor:
-    """The same of the crystals of a batch, on its device.
+    """Descriptors of the crystals of a batch, on its device.
 
     Args:
         batch: B crystals with their edges, which were made by this recipe: z, batch, num_atoms, volume, edge_index,
