@@ -102,9 +102,10 @@ class ScalarHead(Head):
         if self.aggregation == "sum":
             value = value / batch.num_atoms
         if self.element_reference:
-            reference = _ridge(composition(batch), value)
+            shares = composition(batch)
+            reference = _ridge(shares, value)
             self.reference.copy_(reference)
-            value = value - (composition(batch) @ reference)
+            value = value - shares @ reference
         self.mean.copy_(value.mean())
         spread = value.std(unbiased=False)
         self.scale.copy_(spread if spread > 0 else torch.ones_like(spread))
@@ -121,9 +122,9 @@ class ScalarHead(Head):
         return per_atom * batch.num_atoms if self.aggregation == "sum" else per_atom
 
 
-def _ridge(composition: Tensor, value: Tensor, strength: float = 1e-2) -> Tensor:
+def _ridge(shares: Tensor, value: Tensor, strength: float = 1e-2) -> Tensor:
     """Per-element references; an element without labels takes the mean."""
     center = value.mean()
-    gram = composition.T @ composition + strength * torch.eye(composition.shape[1], dtype=composition.dtype)
-    reference: Tensor = torch.linalg.solve(gram, composition.T @ (value - center)) + center
+    gram = shares.T @ shares + strength * torch.eye(shares.shape[1], dtype=shares.dtype)
+    reference: Tensor = torch.linalg.solve(gram, shares.T @ (value - center)) + center
     return reference

@@ -11,15 +11,17 @@ import pandas as pd
 import pytest
 from testing import compounds, other_cell, random_crystal, rock_salt, supercell
 
+from datamodules.batching import build_graphs
 from datamodules.crystals import Crystal
 from datamodules.datamodule import CrystalDataModule
 from datamodules.errors import InputError
 from datamodules.graph import NeighborRecipe
 from datamodules.properties import Property
 from datamodules.store import write_store
-from foundation.classical.descriptors import describe, element_fractions
+from foundation.classical.descriptors import describe
 from foundation.classical.trees import fit_trees, median_prediction
 from foundation.quickstart.baselines import baseline_errors
+from heads.pooling import composition
 
 MODULUS = Property("modulus", "GPa")
 Values = np.ndarray
@@ -123,8 +125,16 @@ def test_chunks_do_not_show(
     pd.testing.assert_frame_equal(table, learnable[0], rtol=1e-6)
 
 
+def fractions_of(crystals: Sequence[Crystal]) -> Values:
+    """[M, 104] share of every element."""
+    graphs = build_graphs(crystals, NeighborRecipe())
+    return composition(graphs.gather_atoms(np.arange(len(crystals)))).numpy()
+
+
 def test_element_fractions() -> None:
-    fractions = element_fractions(np.array([11, 17, 1, 1, 8], dtype=np.uint8), np.array([0, 2, 5]))
+    spread = np.array([[0, 0, 0], [0.3, 0, 0], [0, 0.3, 0]])
+    salt, water = np.array([11, 17]), np.array([1, 1, 8])
+    fractions = fractions_of([Crystal(5 * np.eye(3), spread[: len(each)], each) for each in (salt, water)])
     assert fractions.shape == (2, 104)
     assert fractions.sum(axis=1) == pytest.approx([1, 1])
     assert fractions[1, [1, 8]] == pytest.approx([2 / 3, 1 / 3])
@@ -194,8 +204,8 @@ def test_the_median_is_said_to_all() -> None:
 
 def test_a_line_in_the_composition_is_found(tmp_path: Path) -> None:
     crystals = compounds(120)
-    fractions = [element_fractions(crystal.numbers, np.array([0, len(crystal)]))[0] for crystal in crystals]
+    fractions = fractions_of(crystals)
     slopes = np.random.default_rng(0).normal(scale=50, size=104)
-    errors = baseline_errors(data_of(tmp_path, crystals, np.array(fractions) @ slopes))
+    errors = baseline_errors(data_of(tmp_path, crystals, fractions @ slopes))
     assert list(errors) == ["median predictor", "linear in composition"]
     assert errors["linear in composition"] < 0.1 * errors["median predictor"]

@@ -21,10 +21,9 @@ from tqdm import tqdm
 from datamodules.batching import GraphArrays
 from datamodules.datamodule import CrystalDataModule
 from datamodules.graph import NeighborRecipe
-from foundation.encoder.elements import NUM_ELEMENTS, element_properties
+from foundation.encoder.elements import element_properties
 from heads.pooling import composition, crystal_mean, crystal_sum
 
-Values = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CHUNK = 1000  # crystals whose edges are held at once
@@ -81,22 +80,6 @@ def describe_graphs(graphs: GraphArrays, rows: Ints, recipe: NeighborRecipe) -> 
     chunks = tqdm(starts, desc="descriptors", unit=f" x {CHUNK} crystals", disable=None, delay=2)
     parts = [describe_batch(graphs.gather(rows[start : start + CHUNK]), recipe) for start in chunks]
     return pd.DataFrame(torch.cat(parts).numpy(), pd.Index(rows, name="row"), NAMES)
-
-
-def element_fractions(numbers: npt.NDArray[np.integer], ptr: Ints) -> Values:
-    """Share of every element in M crystals.
-
-    Args:
-        numbers: [N] atomic numbers, crystal after crystal.
-        ptr: [M + 1] first atom of each crystal.
-
-    Returns:
-        [M, NUM_ELEMENTS + 1], column z for atomic number z.
-    """
-    counts = np.diff(ptr)
-    cells = np.repeat(np.arange(len(counts)), counts) * (NUM_ELEMENTS + 1) + numbers
-    table = np.bincount(cells, minlength=len(counts) * (NUM_ELEMENTS + 1)).reshape(len(counts), NUM_ELEMENTS + 1)
-    return np.asarray(table / np.maximum(counts, 1)[:, None], dtype=np.float64)
 
 
 def describe_batch(batch: Any, recipe: NeighborRecipe) -> Tensor:
